@@ -1,0 +1,74 @@
+"""What every promptable model of the family offers to the session, whatever its configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+from torch import Tensor, nn
+
+
+@dataclass
+class Embedding:
+    """What an encoder makes of a crop; computed once, decoded for every click.
+
+    Attributes:
+        tokens: (B, C, 8, 8, 8) features at stride 16.
+        finer: features at finer strides, finest first, that a multi-scale decoder reads (famsam only).
+    """
+
+    tokens: Tensor
+    finer: Tuple[Tensor, ...] = ()
+
+
+class PromptableModel(nn.Module):
+    """Encode a crop once, decode masks from prompts as often as wanted.
+
+    Class attributes tell the session how crops are to be made for this model.
+    """
+
+    name: str = ""
+    """The configuration's name: "famsam", "fastsam3d" or "sam_med3d"."""
+    crop_size: int = 128
+    """Voxels along each edge of a crop."""
+    crop_axes: str = "zyx"
+    """Order of a crop's three spatial axes (and of point coordinates): "zyx", or "xyz" as the published code has it."""
+    spacing_mm: Optional[float] = None
+    """The one spacing that the model was trained at, or None if it takes crops of any spacing."""
+    takes_boxes: bool = False
+    """True if labels 2 and 3 (a box's lower and upper corner) are understood by ``decode``."""
+
+    def normalise(self, crop_B1ZYX: Tensor, inside_B1ZYX: Tensor) -> Tensor:
+        """Raw intensities to what ``encode`` expects.
+
+        Args:
+            crop_B1ZYX: (B, 1, 128, 128, 128) intensities as stored in the scan, zero outside the scan.
+            inside_B1ZYX: the same shape, bool: which voxels lie inside the scan.
+        """
+        raise NotImplementedError
+
+    def encode(self, crop_B1ZYX: Tensor) -> Embedding:
+        """(B, 1, 128, 128, 128), normalised -> the embedding that ``decode`` reads."""
+        raise NotImplementedError
+
+    def decode(
+        self,
+        embedding: Embedding,
+        points_BN3: Tensor,
+        labels_BN: Tensor,
+        mask_logits_B1zyx: Optional[Tensor] = None,
+        multimask: bool = False,
+    ) -> Tuple[Tensor, Tensor]:
+        """Prompts to masks.
+
+        Args:
+            embedding: what ``encode`` returned.
+            points_BN3: (B, N, 3) crop voxel indices, axes as ``crop_axes``.
+            labels_BN: (B, N): 1 positive, 0 negative, -1 padding (2, 3 box corners where ``takes_boxes``).
+            mask_logits_B1zyx: the previous low-resolution logits, or None.
+            multimask: three alternatives for an ambiguous prompt instead of one mask.
+
+        Returns:
+            logits (B, M, z, y, x) at the model's low resolution and the predicted IoU (B, M).
+        """
+        raise NotImplementedError
