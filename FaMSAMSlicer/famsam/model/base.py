@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 from torch import Tensor, nn
 
@@ -14,11 +14,11 @@ class Embedding:
 
     Attributes:
         tokens: (B, C, 8, 8, 8) features at stride 16.
-        finer: features at finer strides, finest first, that a multi-scale decoder reads (famsam only).
+        finer: what a multi-scale decoder reads besides (famsam only).
     """
 
     tokens: Tensor
-    finer: Tuple[Tensor, ...] = ()
+    finer: Any = None
 
 
 class PromptableModel(nn.Module):

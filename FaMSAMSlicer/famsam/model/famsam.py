@@ -1,0 +1,123 @@
+"""The default model: light convolutional stem, 6-layer sparse ViT-Tiny, multi-scale prompt-map decoder.
+
+Shape legend: B batch, N prompts, M masks, C channels, Z Y X crop voxels, z y x voxels at half the crop's resolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Tuple
+
+from torch import Tensor
+
+from ..errors import ConfigError
+from . import prompt_maps
+from .attention import AttentionPattern
+from .base import Embedding, PromptableModel
+from .famsam_encoder import FamsamEncoder, contrast_limited_equalisation
+from .fusion_decoder import FusionDecoder
+
+
+SPARSE = AttentionPattern(group_size=128, dilation=4)
+"""Of the 512 tokens of a crop, every fourth attends to its like."""
+
+
+@dataclass(frozen=True)
+class FamsamConfig:
+    """Sizes of the default model, ``famsam-s``."""
+
+    stem_channels: Tuple[int, int, int, int] = (16, 32, 64, 64)
+    """Channels of the stem at strides 2, 4 and 8, and of the stride-2 detail kept for the decoder; multiples of 8."""
+    token_channels: int = 256
+    """Channels of the transformer's tokens at stride 16."""
+    depth: int = 6
+    """Transformer blocks in the encoder."""
+    heads: int = 4
+    """Attention heads in the encoder."""
+    mlp_ratio: float = 3.0
+    """Hidden channels of the transformer's MLPs over token channels."""
+    attention: AttentionPattern = SPARSE
+    """Sparse attention of the encoder's blocks."""
+    decoder_channels: Tuple[int, int, int] = (32, 64, 128)
+    """Channels of the decoder at strides 4, 8 and 16; multiples of 8."""
+    decoder_depth: int = 2
+    """Transformer blocks in the decoder, at stride 16."""
+    decoder_attention: AttentionPattern = SPARSE
+    """Sparse attention of the decoder's blocks."""
+    mask_count: int = 4
+    """Masks the decoder predicts: one for clear prompts, the rest alternatives for an ambiguous one."""
+
+    def __post_init__(self) -> None:
+        for name in ("stem_channels", "decoder_channels"):
+            value = tuple(getattr(self, name))
+            object.__setattr__(self, name, value)
+            if any(c <= 0 or c % 8 for c in value):
+                raise ConfigError(f"{name} must be positive multiples of 8, got {value}.")
+        if self.token_channels % self.heads or self.token_channels <= 0:
+            raise ConfigError(f"token_channels ({self.token_channels}) must be a multiple of heads ({self.heads}).")
+        if self.depth < 1 or self.decoder_depth < 0 or self.mask_count < 1:
+            raise ConfigError(
+                f"depth and mask_count must be at least 1 and decoder_depth at least 0, got {self.depth}, "
+                f"{self.mask_count} and {self.decoder_depth}."
+            )
+
+
+class Famsam(PromptableModel):
+    """FaM-SAM's own network; see ``PromptableModel`` for the shapes of ``encode`` and ``decode``."""
+
+    name = "famsam"
+    takes_boxes = True
+
+    def __init__(self, config: Optional[FamsamConfig] = None) -> None:
+        super().__init__()
+        self.config = config = config or FamsamConfig()
+        self.encoder = FamsamEncoder(
+            config.stem_channels,
+            config.token_channels,
+            config.heads,
+            [config.attention] * config.depth,
+            config.mlp_ratio,
+        )
+        self.decoder = FusionDecoder(
+            config.stem_channels,
+            config.token_channels,
+            config.decoder_channels,
+            config.heads,
+            [config.decoder_attention] * config.decoder_depth,
+            config.mask_count,
+        )
+
+    def normalise(self, crop_B1ZYX: Tensor, inside_B1ZYX: Tensor) -> Tensor:
+        return contrast_limited_equalisation(crop_B1ZYX, inside_B1ZYX)
+
+    def encode(self, crop_B1ZYX: Tensor) -> Embedding:
+        tokens, features = self.encoder(crop_B1ZYX)
+        return Embedding(tokens, self.decoder.prepare(crop_B1ZYX, tokens, *features))
+
+    def decode(
+        self,
+        embedding: Embedding,
+        points_BN3: Tensor,
+        labels_BN: Tensor,
+        mask_logits_B1zyx: Optional[Tensor] = None,
+        multimask: bool = False,
+    ) -> Tuple[Tensor, Tensor]:
+        several = multimask and self.config.mask_count > 1
+        masks = slice(1, None) if several else slice(0, 1)
+        logits, quality = self.decode_raw(embedding, points_BN3, labels_BN, mask_logits_B1zyx, masks)
+        logits = prompt_maps.keep_clicks(logits.float(), points_BN3 / 2 - 0.25, labels_BN)
+        return logits, quality.float()
+
+    def decode_raw(
+        self,
+        embedding: Embedding,
+        points_BN3: Tensor,
+        labels_BN: Tensor,
+        mask_logits_B1zyx: Optional[Tensor] = None,
+        masks: slice = slice(None),
+    ) -> Tuple[Tensor, Tensor]:
+        """``decode`` for any choice of the masks, and without enforcing the clicks; what training needs."""
+        if points_BN3.shape[1] == 0:
+            points_BN3 = points_BN3.new_zeros(len(points_BN3), 1, 3)
+            labels_BN = labels_BN.new_full((len(points_BN3), 1), -1)
+        return self.decoder(embedding.finer, points_BN3, labels_BN, mask_logits_B1zyx, masks)

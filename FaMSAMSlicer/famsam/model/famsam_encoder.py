@@ -1,0 +1,153 @@
+"""The default model's encoder: a light convolutional stem feeding a 6-layer ViT-Tiny with 3D sparse flash attention.
+
+The stem is the convolutional assistance of Wu et al. 2026 ("Accelerating vision foundation model for efficient medical
+image segmentation"): it shrinks the crop before the transformer sees it and keeps the fine features for the decoder.
+
+Shape legend: B batch, C channels, Z Y X crop voxels, N tokens (raster order), H heads, D channels a head.
+"""
+
+from __future__ import annotations
+
+from typing import List, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .attention import AttentionPattern, sparse_attention
+
+
+class ConvBlock(nn.Module):
+    """Residual block: two 3x3x3 convolutions with group normalisation before the addition."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
+        self.norm1 = nn.GroupNorm(channels // 8, channels)
+        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(channels // 8, channels)
+
+    def forward(self, x_BCZYX: Tensor) -> Tensor:
+        y = F.silu(self.norm1(self.conv1(x_BCZYX)))
+        return F.silu(x_BCZYX + self.norm2(self.conv2(y)))
+
+
+class Stem(nn.Module):
+    """The crop to features at strides 4 and 8, stride-2 detail folded into stride-4 channels, and the first tokens."""
+
+    def __init__(self, channels: Sequence[int], token_channels: int) -> None:
+        super().__init__()
+        stride2, stride4, stride8, detail = channels
+        self.conv2 = nn.Conv3d(1, stride2, 3, stride=2, padding=1)
+        self.detail = nn.Conv3d(stride2, detail, 2, stride=2)
+        self.conv4 = nn.Conv3d(stride2, stride4, 3, stride=2, padding=1, bias=False)
+        self.norm4 = nn.GroupNorm(stride4 // 8, stride4)
+        self.blocks4 = nn.Sequential(ConvBlock(stride4), ConvBlock(stride4))
+        self.conv8 = nn.Conv3d(stride4, stride8, 3, stride=2, padding=1, bias=False)
+        self.norm8 = nn.GroupNorm(stride8 // 8, stride8)
+        self.blocks8 = nn.Sequential(ConvBlock(stride8), ConvBlock(stride8))
+        self.conv16 = nn.Conv3d(stride8, token_channels, 3, stride=2, padding=1)
+
+    def forward(self, crop_B1ZYX: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
+        f2 = F.relu(self.conv2(crop_B1ZYX), inplace=True)
+        f4 = self.blocks4(F.silu(self.norm4(self.conv4(f2))))
+        f8 = self.blocks8(F.silu(self.norm8(self.conv8(f4))))
+        return self.detail(f2), f4, f8, self.conv16(f8)
+
+
+class SparseSelfAttention(nn.Module):
+    """Multi-head self-attention over the sparse groups of FastSAM3D's eq. 3."""
+
+    def __init__(self, channels: int, heads: int, pattern: AttentionPattern) -> None:
+        super().__init__()
+        self.heads = heads
+        self.pattern = pattern
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, tokens_BNC: Tensor) -> Tensor:
+        q, k, v = rearrange(self.qkv(tokens_BNC), "b n (t h d) -> t b h n d", t=3, h=self.heads).unbind(0)
+        out_BHND = sparse_attention(q, k, v, self.pattern)
+        return self.proj(rearrange(out_BHND, "b h n d -> b n (h d)"))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm block. A depthwise 3x3x3 convolution gives the tokens their positions, at any crop size, and carries
+    information between the sparse groups."""
+
+    def __init__(self, channels: int, heads: int, pattern: AttentionPattern, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        hidden = int(channels * mlp_ratio)
+        self.position = nn.Conv3d(channels, channels, 3, padding=1, groups=channels)
+        self.norm1 = nn.LayerNorm(channels)
+        self.attention = SparseSelfAttention(channels, heads, pattern)
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels))
+
+    def forward(self, x_BCZYX: Tensor) -> Tensor:
+        x_BCZYX = x_BCZYX + self.position(x_BCZYX)
+        grid = x_BCZYX.shape[2:]
+        tokens = rearrange(x_BCZYX, "b c z y x -> b (z y x) c")
+        tokens = tokens + self.attention(self.norm1(tokens))
+        tokens = tokens + self.mlp(self.norm2(tokens))
+        return rearrange(tokens, "b (z y x) c -> b c z y x", z=grid[0], y=grid[1])
+
+
+class FamsamEncoder(nn.Module):
+    """Stem and ViT-Tiny: (B, 1, Z, Y, X) -> tokens at stride 16 and finer features (see ``Stem``)."""
+
+    def __init__(
+        self,
+        stem_channels: Sequence[int],
+        token_channels: int,
+        heads: int,
+        patterns: Sequence[AttentionPattern],
+        mlp_ratio: float,
+    ) -> None:
+        super().__init__()
+        self.stem = Stem(stem_channels, token_channels)
+        self.blocks = nn.ModuleList(TransformerBlock(token_channels, heads, p, mlp_ratio) for p in patterns)
+        self.norm = nn.GroupNorm(1, token_channels)
+
+    def forward(self, crop_B1ZYX: Tensor) -> Tuple[Tensor, List[Tensor]]:
+        detail, f4, f8, tokens = self.stem(crop_B1ZYX)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens), [detail, f4, f8]
+
+
+def contrast_limited_equalisation(
+    crop_B1ZYX: Tensor, inside_B1ZYX: Tensor, bins: int = 512, clip_limit: float = 6.0
+) -> Tensor:
+    """Map intensities by a contrast-limited cumulative histogram (Pizer et al. 1987, one tile) to [-1, 1].
+
+    A monotone map that gives crowded intensities (soft tissue beside air and bone in a CT) more of the range, but at
+    most ``clip_limit`` times the mean share of a bin. Voxels outside the scan get -1.
+
+    Args:
+        crop_B1ZYX: raw intensities, (B, 1, Z, Y, X).
+        inside_B1ZYX: bool, the same shape: voxels that lie inside the scan.
+    """
+    out = torch.full_like(crop_B1ZYX, -1.0)
+    for crop, inside, target in zip(crop_B1ZYX, inside_B1ZYX, out):
+        values = crop[:, ::2, ::2, ::2][inside[:, ::2, ::2, ::2]]
+        if values.numel() < 8:
+            values = crop[inside]
+        if values.numel() == 0:
+            continue
+        ordered = values.float().sort().values
+        low = ordered[int(0.001 * (len(ordered) - 1))]
+        high = ordered[int(0.999 * (len(ordered) - 1))]
+        width = (high - low).clamp_min(1e-6)
+        histogram = torch.bincount(((ordered - low) / width * bins).clamp(0, bins - 1).long(), minlength=bins).float()
+        # A background of one value (padding, skull-stripped) says nothing about tissue: the clip keeps it to one bin.
+        limited = histogram.clamp_max(clip_limit * histogram.sum() / bins)
+        curve = torch.cat([limited.new_zeros(1), limited.cumsum(0)])
+        curve = curve / curve[-1] * 2 - 1
+        position = ((crop.float() - low) / width * bins).clamp(0, bins - 1e-3)
+        index = position.long()
+        fraction = position - index
+        mapped = torch.lerp(curve[index], curve[index + 1], fraction)
+        target.copy_(torch.where(inside, mapped.to(target.dtype), target))
+    return out

@@ -1,0 +1,194 @@
+"""The default model's decoder: prompt maps and prompt tokens, fused with the stem's features at four scales.
+
+The fusion of transformer tokens with finer convolutional features follows the idea of Med-FastSAM's multi-scale
+fusion decoder (Luo et al. 2024). Every source is projected by a 1x1x1 convolution and added, which costs a third of
+concatenating before a 3x3x3 one.
+
+Shape legend: B batch, N prompts, C channels, K maps, M masks, z y x voxels of the scale at hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from . import prompt_maps
+from .attention import AttentionPattern
+from .famsam_encoder import ConvBlock, TransformerBlock
+
+MAPS_STRIDE2 = 7
+"""Ball and intensity maps of positive and negative clicks, previous mask, whether there is one, box."""
+FOLDED_MAPS = 16
+"""Channels that the stride-2 maps become at stride 4."""
+MAPS_STRIDE4 = FOLDED_MAPS + 4
+"""With geodesic and learned similarity maps of positive and negative clicks."""
+SIMILARITY_CHANNELS = 16
+
+
+@dataclass
+class DecoderInput:
+    """What the decoder reads of a crop, all of it independent of the prompts."""
+
+    tokens: Tensor
+    """(B, C, 8, 8, 8): the encoder's tokens at stride 16."""
+    detail: Tensor
+    """(B, C, 32, 32, 32): stride-2 features folded into stride-4 channels."""
+    features4: Tensor
+    """(B, C, 32, 32, 32)."""
+    features8: Tensor
+    """(B, C, 16, 16, 16)."""
+    similarity: Tensor
+    """(B, 16, 32, 32, 32): unit vectors whose dot product tells how alike two places look."""
+    image2: Tensor
+    """(B, 64, 64, 64): the normalised crop averaged to stride 2, then smoothed over 3x3x3."""
+    image4: Tensor
+    """(B, 32, 32, 32): the normalised crop averaged to stride 4."""
+
+
+class FusionDecoder(nn.Module):
+    """Prompts and features -> mask logits at stride 2 and the predicted IoU of each mask.
+
+    Nothing but the maps and the logits is ever computed at stride 2: eight neighbouring stride-2 voxels are channels of
+    one stride-4 voxel, which keeps a CPU at arithmetic instead of memory traffic.
+    """
+
+    def __init__(
+        self,
+        stem_channels: Sequence[int],
+        token_channels: int,
+        channels: Sequence[int],
+        heads: int,
+        patterns: Sequence[AttentionPattern],
+        mask_count: int,
+    ) -> None:
+        super().__init__()
+        c4, c8, c16 = channels
+        _, s4, s8, detail = stem_channels
+        self.mask_count = mask_count
+        self.similarity4 = nn.Conv3d(s4, SIMILARITY_CHANNELS, 1)
+        self.similarity8 = nn.Conv3d(s8, SIMILARITY_CHANNELS, 1)
+        self.similarity_scale = nn.Parameter(torch.tensor(5.0))
+        self.fold = nn.Conv3d(MAPS_STRIDE2, FOLDED_MAPS + c4, 2, stride=2)
+        self.maps4 = nn.Conv3d(MAPS_STRIDE4, c4, 3, padding=1)
+        self.maps8 = nn.Conv3d(MAPS_STRIDE4, c8, 3, padding=1)
+        self.maps16 = nn.Conv3d(MAPS_STRIDE4, c16, 3, padding=1)
+        self.features4 = nn.Conv3d(s4, c4, 1)
+        self.features8 = nn.Conv3d(s8, c8, 1)
+        self.features16 = nn.Conv3d(token_channels, c16, 1)
+        self.down4 = nn.Conv3d(c4, c8, 2, stride=2)
+        self.first8 = ConvBlock(c8)
+        self.down8 = nn.Conv3d(c8, c16, 2, stride=2)
+        self.blocks16 = nn.ModuleList(TransformerBlock(c16, heads, p, mlp_ratio=2.0) for p in patterns)
+        self.up8 = nn.ConvTranspose3d(c16, c8, 2, stride=2)
+        self.block8 = ConvBlock(c8)
+        self.up4 = nn.ConvTranspose3d(c8, c4, 2, stride=2)
+        self.mix4 = nn.Conv3d(c4, c4, 3, padding=1, bias=False)
+        self.norm4 = nn.GroupNorm(c4 // 8, c4)
+        self.detail = nn.Conv3d(detail, c4, 1)
+        self.fine = ConvBlock(c4)
+        self.masks = nn.Conv3d(c4, 8 * mask_count, 1)
+        self.quality = nn.Sequential(nn.Linear(c16 + c8 + c4, 64), nn.SiLU(), nn.Linear(64, mask_count))
+        nn.init.constant_(self.masks.bias, -2.0)  # type: ignore[arg-type]
+
+    def prepare(self, crop_B1ZYX: Tensor, tokens: Tensor, detail: Tensor, f4: Tensor, f8: Tensor) -> DecoderInput:
+        """Everything that prompts do not change, computed once a crop."""
+        image2 = F.avg_pool3d(crop_B1ZYX.float(), 2)
+        coarse_similarity = F.interpolate(self.similarity8(f8), scale_factor=2.0, mode="nearest")
+        similarity = F.normalize((self.similarity4(f4) + coarse_similarity).float(), dim=1)
+        smooth = F.avg_pool3d(image2, 3, stride=1, padding=1, count_include_pad=False)
+        return DecoderInput(tokens, detail, f4, f8, similarity, smooth[:, 0], F.avg_pool3d(image2, 2)[:, 0])
+
+    def forward(
+        self,
+        given: DecoderInput,
+        points_BN3: Tensor,
+        labels_BN: Tensor,
+        mask_logits_B1zyx: Optional[Tensor],
+        chosen: slice = slice(None),
+    ) -> Tuple[Tensor, Tensor]:
+        """Decode one set of prompts a batch item.
+
+        Args:
+            given: what ``prepare`` returned.
+            points_BN3: crop voxel indices (z, y, x); labels_BN: see ``PromptableModel.decode``.
+            mask_logits_B1zyx: previous logits at stride 2, or None.
+            chosen: which of the masks to compute.
+
+        Returns:
+            logits at stride 2 (B, M, z, y, x), predicted IoU in 0..1 (B, M).
+        """
+        dtype = given.features4.dtype
+        maps2 = self._maps_stride2(given.image2, points_BN3, labels_BN, mask_logits_B1zyx).to(dtype)
+        folded, fine_maps = self.fold(maps2).split([FOLDED_MAPS, self.fold.out_channels - FOLDED_MAPS], dim=1)
+        positive, negative = prompt_maps.point_masks(labels_BN)
+        points4 = points_BN3 / 4 - 0.375
+        geodesic = [
+            torch.exp(-prompt_maps.geodesic_distance(given.image4, points4, which) / 8.0)
+            for which in (positive, negative)
+        ]
+        similar = self._similarity_maps(given.similarity, points4, (positive, negative))
+        maps4 = torch.cat([folded, torch.stack([*geodesic, *similar], dim=1).to(dtype)], dim=1)
+        maps8 = F.avg_pool3d(maps4, 2)
+
+        x4 = F.silu(self.features4(given.features4) + self.maps4(maps4))
+        x8 = self.first8(self.features8(given.features8) + self.maps8(maps8) + self.down4(x4))
+        x16 = self.features16(given.tokens) + self.maps16(F.avg_pool3d(maps8, 2)) + self.down8(x8)
+        for block in self.blocks16:
+            x16 = block(x16)
+        x8 = self.block8(x8 + self.up8(x16))
+        x4 = F.silu(self.norm4(self.mix4(x4 + self.up4(x8))))
+        fine = self.fine(x4 + self.detail(given.detail) + fine_maps)
+
+        rows = slice(*(8 * i for i in chosen.indices(self.mask_count)[:2]))
+        folded_logits = F.conv3d(fine, self.masks.weight[rows], self.masks.bias[rows])  # type: ignore[index]
+        pooled = torch.cat([_foreground_mean(t, folded_logits[:, :8]) for t in (x16, x8, fine)], dim=1)
+        return _unfold(folded_logits), self.quality(pooled).sigmoid()[:, chosen]
+
+    @staticmethod
+    def _maps_stride2(
+        smooth2_BZYX: Tensor, points_BN3: Tensor, labels_BN: Tensor, mask_logits_B1zyx: Optional[Tensor]
+    ) -> Tensor:
+        points = points_BN3 / 2 - 0.25
+        maps = []
+        for chosen in prompt_maps.point_masks(labels_BN):
+            squared = prompt_maps.squared_click_distance(points, chosen, tuple(smooth2_BZYX.shape[1:]))
+            maps.append(squared.div_(-9.0).exp_())
+            maps.append(prompt_maps.intensity_difference(smooth2_BZYX, points, chosen).mul_(-4.0).exp_())
+        if mask_logits_B1zyx is None:
+            maps += [torch.zeros_like(maps[0]), torch.zeros_like(maps[0])]
+        else:
+            previous = mask_logits_B1zyx[:, 0].to(maps[0].dtype)
+            maps += [previous.clamp(-6, 6) / 6, torch.ones_like(maps[0])]
+        maps.append(prompt_maps.box_map(points, labels_BN, tuple(smooth2_BZYX.shape[1:])))
+        return torch.stack(maps, dim=1)
+
+    def _similarity_maps(
+        self, similarity_BDzyx: Tensor, points_BN3: Tensor, chosen: Sequence[Tensor]
+    ) -> Tuple[Tensor, ...]:
+        """exp(-s (1 - cosine)) to the most similar of the chosen clicks, (B, z, y, x) for each choice."""
+        at_clicks_BND = prompt_maps.gather_points(similarity_BDzyx, points_BN3)
+        cosine_BNzyx = torch.einsum("bnd,bdzyx->bnzyx", at_clicks_BND, similarity_BDzyx)
+        maps = []
+        for which_BN in chosen:
+            best = cosine_BNzyx.masked_fill(~which_BN[:, :, None, None, None], -1.0).amax(dim=1)
+            missing = ~which_BN.any(dim=1)[:, None, None, None]
+            maps.append(torch.exp(self.similarity_scale * (best.float() - 1.0)).masked_fill(missing, 0.0))
+        return tuple(maps)
+
+
+def _unfold(folded: Tensor) -> Tensor:
+    """(B, 8 M, z, y, x) -> (B, M, 2z, 2y, 2x): channels become the eight stride-2 voxels of a stride-4 one."""
+    return rearrange(folded, "b (m i j l) z y x -> b m (z i) (y j) (x l)", i=2, j=2, l=2)
+
+
+def _foreground_mean(features_BCzyx: Tensor, folded_logits_B8zyx: Tensor) -> Tensor:
+    """Mean of the features over the mask's probability, (B, C)."""
+    probability = folded_logits_B8zyx.detach().float().mean(1, keepdim=True).sigmoid()
+    weights_BM = F.adaptive_avg_pool3d(probability, features_BCzyx.shape[2:]).flatten(2).clamp_min(1e-4)
+    features_BCM = features_BCzyx.flatten(2).float()
+    return (features_BCM @ weights_BM.transpose(1, 2))[..., 0] / weights_BM.sum(2)
