@@ -70,7 +70,7 @@ class Grid:
     @cached_property
     def ijk_from_ras(self) -> NDArray[np.float64]:
         """(4, 4) float64; RAS mm -> (x, y, z) index."""
-        return np.linalg.inv(self.ras_from_ijk)
+        return np.asarray(np.linalg.inv(self.ras_from_ijk), np.float64)
 
     @cached_property
     def spacing_xyz_mm(self) -> NDArray[np.float64]:

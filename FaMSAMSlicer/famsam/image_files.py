@@ -1,0 +1,283 @@
+"""The image files: what a format holds, turned to (z, y, x) arrays and RAS millimetres, and masks back to files.
+
+NIfTI and MGH go through nibabel, which keeps any affine as it is; NRRD, MetaImage and DICOM go through SimpleITK, whose
+LPS coordinates are turned to RAS here. Nothing is judged here: ``volume`` decides what can be used.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from pathlib import Path
+from typing import Any, NamedTuple, Optional, Sequence, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import FamsamError, VolumeError
+from .geometry import Grid
+
+logger = logging.getLogger(__name__)
+
+NIBABEL_SUFFIXES = (".nii", ".nii.gz", ".hdr", ".img", ".mgz", ".mgh")
+SIMPLEITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd", ".dcm")
+NUMPY_SUFFIXES = (".npz", ".npy")
+WRITABLE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
+
+PICK_ONE = "pick one volume of a series, or one channel, with voxels[k] or voxels[..., k]"
+
+_LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_MM_PER_NIFTI_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}
+
+
+class StoredImage(NamedTuple):
+    """What a file holds, not yet judged."""
+
+    voxels_zyx: NDArray[Any]
+    ras_from_ijk: NDArray[np.float64]
+    nifti_header: Any = None
+
+
+def read_image(path: Path, *, series_uid: Optional[str] = None, ras_from_ijk: Any = None) -> StoredImage:
+    """Read a file, or a folder with a DICOM series; ``read_volume`` tells what the arguments mean.
+
+    Raises:
+        VolumeError: the file is missing, damaged, of another kind, or has more than three axes.
+    """
+    if not path.exists():
+        raise VolumeError(f"there is no file or folder {str(path)!r}")
+    try:
+        if path.is_dir():
+            return _read_dicom_folder(path, series_uid)
+        suffix = _suffix(path, NIBABEL_SUFFIXES + SIMPLEITK_SUFFIXES + NUMPY_SUFFIXES)
+        if suffix in NUMPY_SUFFIXES:
+            return _read_numpy(path, ras_from_ijk)
+        return _read_nibabel(path) if suffix in NIBABEL_SUFFIXES else _read_simpleitk(path)
+    except (FamsamError, MemoryError):
+        raise
+    except Exception as error:  # the libraries have no common root for what a damaged file may cause
+        raise VolumeError(
+            f"cannot read {str(path)!r}, which may be damaged or of another kind: {_cause(error)}"
+        ) from error
+
+
+def _read_nibabel(path: Path) -> StoredImage:
+    import nibabel
+
+    image: Any = nibabel.load(path, mmap=False)
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    dtype = image.get_data_dtype()
+    if len(shape) > 3 or dtype.fields:
+        what = "colour values" if dtype.fields else f"the shape {image.shape}"
+        raise VolumeError(f"{str(path)!r} must hold one value a voxel on three axes (x, y, z), got {what}; {PICK_ONE}")
+    if len(shape) < 3:
+        shape = (*shape, *(1,) * (3 - len(shape)))
+
+    data = image.dataobj
+    slope, intercept = getattr(data, "slope", 1.0), getattr(data, "inter", 0.0)
+    voxels = np.asarray(data.get_unscaled())
+    if (slope, intercept) != (1.0, 0.0):
+        voxels = voxels.astype(np.float32)
+        voxels *= np.float32(slope)
+        voxels += np.float32(intercept)
+
+    header = image.header if isinstance(image.header, nibabel.Nifti1Header) else None
+    matrix = np.array(image.affine, dtype=np.float64)
+    unit_mm = _MM_PER_NIFTI_UNIT.get(header.get_xyzt_units()[0], 1.0) if header is not None else 1.0
+    repaired = _with_slice_axis(matrix, shape)
+    if unit_mm != 1.0 or repaired is not matrix:
+        header = None  # the mask gets millimetres and an invertible matrix, not the original fields
+        matrix = np.diag([unit_mm, unit_mm, unit_mm, 1.0]) @ repaired
+    return StoredImage(voxels.reshape(shape, order="F").transpose(2, 1, 0), matrix, header)
+
+
+def _with_slice_axis(ras_from_ijk: NDArray[np.float64], shape_xyz: Sequence[int]) -> NDArray[np.float64]:
+    """A single slice stored without a thickness gets 1 along its normal; every other matrix is returned as it is."""
+    lengths = np.linalg.norm(ras_from_ijk[:3, :3], axis=0)
+    if shape_xyz[2] != 1 or lengths[2] > 0 or not np.all(lengths[:2] > 0):
+        return ras_from_ijk
+    repaired = ras_from_ijk.copy()
+    normal = np.cross(ras_from_ijk[:3, 0], ras_from_ijk[:3, 1])
+    repaired[:3, 2] = normal / max(float(np.linalg.norm(normal)), np.finfo(float).tiny)
+    return repaired
+
+
+def _read_simpleitk(path: Path) -> StoredImage:
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    size_xyz = list(reader.GetSize())
+    components = reader.GetNumberOfComponents()
+    if components > 1 or any(n > 1 for n in size_xyz[3:]):
+        raise VolumeError(
+            f"{str(path)!r} must hold one value a voxel on three axes (x, y, z), got {components} values a voxel and "
+            f"the size {tuple(size_xyz)}; {PICK_ONE}"
+        )
+    image = reader.Execute()
+    voxels = sitk.GetArrayFromImage(image).reshape([*size_xyz, 1][2::-1])
+    return StoredImage(voxels, _ras_from_ijk(image))
+
+
+def _ras_from_ijk(image: Any) -> NDArray[np.float64]:
+    """The geometry of a SimpleITK image or reader, LPS turned to RAS; a 2-D image lies at z = 0, 1 mm thick."""
+    dimension = image.GetDimension()
+    n = min(dimension, 3)
+    lps_from_ijk = np.eye(4)
+    lps_from_ijk[:n, :n] = np.reshape(image.GetDirection(), (dimension, dimension))[:n, :n] * image.GetSpacing()[:n]
+    lps_from_ijk[:n, 3] = image.GetOrigin()[:n]
+    return _LPS_FROM_RAS @ lps_from_ijk
+
+
+def _read_dicom_folder(folder: Path, series_uid: Optional[str]) -> StoredImage:
+    import SimpleITK as sitk
+
+    find = sitk.ImageSeriesReader
+    series = {uid: find.GetGDCMSeriesFileNames(str(folder), uid) for uid in find.GetGDCMSeriesIDs(str(folder))}
+    if not series:
+        raise VolumeError(f"the folder {str(folder)!r} holds no DICOM images; name the folder with the series' files")
+    listed = ", ".join(f"{uid} ({len(names)} files)" for uid, names in series.items())
+    if series_uid is None:
+        series_uid = max(series, key=lambda uid: len(series[uid]))
+        if len(series) > 1:
+            logger.warning("%s holds %d series, reading %s of: %s", folder, len(series), series_uid, listed)
+    elif series_uid not in series:
+        raise VolumeError(f"the folder {str(folder)!r} has no series {series_uid!r}; it has {listed}")
+
+    names = series[series_uid]
+    if len(names) == 1:
+        return _read_simpleitk(Path(names[0]))
+    names, matrix = _ordered_slices(names, f"the series {series_uid}")
+    reader = sitk.ImageSeriesReader()
+    reader.SetFileNames(names)
+    return StoredImage(sitk.GetArrayFromImage(reader.Execute()), matrix)
+
+
+def _ordered_slices(names: Sequence[str], called: str) -> Tuple[Sequence[str], NDArray[np.float64]]:
+    """A series' files along the slices' normal, and ras_from_ijk; a tilted gantry shears it, as it should."""
+    import SimpleITK as sitk
+
+    matrices = []
+    sizes = set()
+    for name in names:
+        reader = sitk.ImageFileReader()
+        reader.SetFileName(name)
+        reader.ReadImageInformation()
+        matrices.append(_ras_from_ijk(reader))
+        sizes.add(tuple(reader.GetSize()))
+    slices = np.stack(matrices)
+    if len(sizes) > 1 or np.abs(slices[:, :3, :2] - slices[0, :3, :2]).max() > 1e-3:
+        raise VolumeError(f"{called} mixes several sizes or orientations, such as localisers; it is no volume")
+
+    normal = slices[0, :3, 2] / np.linalg.norm(slices[0, :3, 2])
+    heights_mm = slices[:, :3, 3] @ normal
+    order = np.argsort(heights_mm, kind="stable")
+    heights_mm = heights_mm[order]
+    steps_mm = np.diff(heights_mm)
+    if steps_mm.min() < 1e-3:
+        raise VolumeError(
+            f"{called} has several images at one position (a time series, several echoes, or no positions at all); "
+            "write one of them to a folder or file of its own"
+        )
+    deviation_mm = np.abs(heights_mm - np.linspace(heights_mm[0], heights_mm[-1], len(heights_mm))).max()
+    if deviation_mm > 0.1 * np.median(steps_mm):
+        logger.warning(
+            "%s has uneven distances between its slices (%.3g to %.3g mm): slices may be missing. "
+            "They are taken as evenly spaced, which puts some of them up to %.3g mm off",
+            called,
+            steps_mm.min(),
+            steps_mm.max(),
+            deviation_mm,
+        )
+    matrix = slices[order[0]].copy()
+    matrix[:3, 2] = (slices[order[-1], :3, 3] - matrix[:3, 3]) / (len(names) - 1)
+    return [names[k] for k in order], matrix
+
+
+def _read_numpy(path: Path, ras_from_ijk: Any) -> StoredImage:
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        if ras_from_ijk is None:
+            raise VolumeError(f"{str(path)!r} has no geometry: give ras_from_ijk, or use .npz, which holds both")
+        return StoredImage(loaded, np.asarray(ras_from_ijk, dtype=np.float64))
+    with loaded:
+        missing = {"voxels_zyx", "ras_from_ijk"} - set(loaded.files)
+        if missing:
+            raise VolumeError(f"{str(path)!r} lacks the array {' and '.join(sorted(missing))}; it has {loaded.files}")
+        return StoredImage(loaded["voxels_zyx"], loaded["ras_from_ijk"])
+
+
+def write_labels(labels_zyx: NDArray[np.uint8], grid: Grid, path: Path, *, nifti_header: Any = None) -> None:
+    """Write bytes on a grid; the file appears under its name when it is complete. NIfTI takes its geometry fields from
+    the header, if there is one, which must describe the same grid.
+
+    Raises:
+        VolumeError: an unknown suffix, a folder that does not exist, a file that cannot be written.
+    """
+    suffix = _suffix(path, WRITABLE_SUFFIXES)
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "is a folder" if path.is_dir() else f"cannot be written: there is no folder {str(path.parent)!r}"
+        raise VolumeError(f"{str(path)!r} {problem}; give the name of a file in an existing folder")
+    temporary = path.with_name(f".{secrets.token_hex(8)}{suffix}")
+    try:
+        if suffix in NIBABEL_SUFFIXES:
+            _write_nifti(labels_zyx, grid, nifti_header, temporary)
+        else:
+            _write_simpleitk(labels_zyx, grid, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise VolumeError(f"cannot write {str(path)!r}: {_cause(error)}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_nifti(labels_zyx: NDArray[np.uint8], grid: Grid, source_header: Any, path: Path) -> None:
+    import nibabel
+
+    if source_header is None:
+        image = nibabel.Nifti1Image(labels_zyx.T, grid.ras_from_ijk)
+        image.set_sform(grid.ras_from_ijk, code="scanner")
+        axes = grid.ras_from_ijk[:3, :3] / grid.spacing_xyz_mm
+        perpendicular = np.allclose(axes.T @ axes, np.eye(3), atol=1e-5)
+        image.set_qform(grid.ras_from_ijk if perpendicular else None, code="scanner" if perpendicular else "unknown")
+        image.header.set_xyzt_units("mm")
+    else:
+        single = nibabel.Nifti2Image if isinstance(source_header, nibabel.Nifti2Header) else nibabel.Nifti1Image
+        header = single.header_class.from_header(source_header, check=False)
+        header.extensions.clear()  # they may describe the patient, and are not about the mask
+        header.set_data_dtype(np.uint8)
+        header.set_slope_inter(1, 0)
+        header.set_intent("none")
+        for field in ("descrip", "aux_file", "cal_min", "cal_max"):
+            header[field] = type(header)()[field]
+        image = single(labels_zyx.T, header.get_best_affine(), header)
+    nibabel.save(image, path)
+
+
+def _write_simpleitk(labels_zyx: NDArray[np.uint8], grid: Grid, path: Path) -> None:
+    import SimpleITK as sitk
+
+    lps_from_ijk = _LPS_FROM_RAS @ grid.ras_from_ijk
+    image = sitk.GetImageFromArray(labels_zyx)
+    image.SetOrigin(lps_from_ijk[:3, 3].tolist())
+    image.SetSpacing(grid.spacing_xyz_mm.tolist())
+    image.SetDirection((lps_from_ijk[:3, :3] / grid.spacing_xyz_mm).ravel().tolist())
+    sitk.WriteImage(image, str(path), useCompression=True)
+
+
+def _suffix(path: Path, known: Sequence[str]) -> str:
+    name = path.name.lower()
+    for suffix in sorted(known, key=len, reverse=True):
+        if name.endswith(suffix):
+            return suffix
+    raise VolumeError(f"the name {path.name!r} does not end like a format that is known here: {', '.join(known)}")
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of a message: SimpleITK puts its place in the source before it."""
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
