@@ -51,7 +51,12 @@ DENSE = AttentionPattern()
 
 
 def sparse_attention(
-    q_BHND: Tensor, k_BHND: Tensor, v_BHND: Tensor, pattern: AttentionPattern = DENSE, scale: Optional[float] = None
+    q_BHND: Tensor,
+    k_BHND: Tensor,
+    v_BHND: Tensor,
+    pattern: AttentionPattern = DENSE,
+    scale: Optional[float] = None,
+    bias_BHNN: Optional[Tensor] = None,
 ) -> Tensor:
     """Self-attention within the sparse groups of ``pattern`` (FastSAM3D eq. 3), recomposed to the input's order.
 
@@ -59,6 +64,7 @@ def sparse_attention(
         q_BHND, k_BHND, v_BHND: queries, keys and values, (B, H, N, D) each, tokens in raster order.
         pattern: group size W, dilation R and backend.
         scale: factor on the scores, ``1 / sqrt(D)`` if None.
+        bias_BHNN: added to the scores (a position bias); each group takes the part of its own tokens.
 
     Returns:
         (B, H, N, D): the output of every token at that token's place.
@@ -67,11 +73,13 @@ def sparse_attention(
     """
     token_count = q_BHND.shape[2]
     if pattern.is_dense(token_count):
-        return attend(q_BHND, k_BHND, v_BHND, None, pattern.backend, scale)
+        return attend(q_BHND, k_BHND, v_BHND, bias_BHNN, pattern.backend, scale)
     dilation = min(pattern.dilation, token_count)
     group_size = min(pattern.group_size or token_count, math.ceil(token_count / dilation))
     padding = -token_count % (group_size * dilation)
     bias = None
+    if bias_BHNN is not None:
+        bias = _bias_to_groups(F.pad(bias_BHNN, (0, padding, 0, padding)), group_size, dilation)
     if padding:
         q_BHND, k_BHND, v_BHND = (F.pad(t, (0, 0, 0, padding)) for t in (q_BHND, k_BHND, v_BHND))
         is_padding_N = torch.arange(token_count + padding, device=q_BHND.device) >= token_count
@@ -80,16 +88,20 @@ def sparse_attention(
         blocked_GW = groups_GW & ~groups_GW.all(dim=1, keepdim=True)
         bias_GW = torch.zeros(blocked_GW.shape, device=q_BHND.device, dtype=q_BHND.dtype)
         bias_GW = bias_GW.masked_fill(blocked_GW, float("-inf"))
-        bias = bias_GW.repeat(q_BHND.shape[0], 1)[:, None, None, :]
-    groups = (_to_groups(t, group_size, dilation) for t in (q_BHND, k_BHND, v_BHND))
-    out_GHWD = attend(*groups, bias, pattern.backend, scale)
+        padding_bias = bias_GW.repeat(q_BHND.shape[0], 1)[:, None, None, :]
+        bias = padding_bias if bias is None else bias + padding_bias
+    q_GHWD, k_GHWD, v_GHWD = (_to_groups(t, group_size, dilation) for t in (q_BHND, k_BHND, v_BHND))
+    out_GHWD = attend(q_GHWD, k_GHWD, v_GHWD, bias, pattern.backend, scale)
     return _from_groups(out_GHWD, q_BHND.shape[0], group_size, dilation)[:, :, :token_count]
 
 
 def attend(
     q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor, bias: Optional[Tensor], backend: str, scale: Optional[float] = None
 ) -> Tensor:
-    """Attention of every query to every key by the chosen backend; ``bias`` broadcasts to (B, H, N, M)."""
+    """Attention of every query to every key by the chosen backend; ``bias`` broadcasts to (B, H, N, M).
+
+    flash-attn has no place for a bias: with one, and where queries and keys differ in number, SDPA takes its place.
+    """
     if backend == "reference":
         return _reference(q_BHND, k_BHMD, v_BHMD, bias, scale)
     if bias is None and q_BHND.shape == k_BHMD.shape and backend in ("auto", "flash_attn"):
@@ -148,3 +160,12 @@ def _from_groups(t_GHWD: Tensor, batch: int, group_size: int, dilation: int) -> 
     _, heads, _, channels = t_GHWD.shape
     t_BSRHWD = t_GHWD.reshape(batch, -1, dilation, heads, group_size, channels)
     return t_BSRHWD.permute(0, 3, 1, 4, 2, 5).reshape(batch, heads, -1, channels)
+
+
+def _bias_to_groups(bias_BHNN: Tensor, group_size: int, dilation: int) -> Tensor:
+    """(B, H, N, N) -> (B * S * R, H, W, W), of each group the bias between its own tokens."""
+    heads = bias_BHNN.shape[1]
+    grid = (-1, group_size, dilation)
+    bias_BHSWRSWR = bias_BHNN.unflatten(3, grid).unflatten(2, grid)
+    bias_BHWWSR = bias_BHSWRSWR.diagonal(dim1=2, dim2=5).diagonal(dim1=3, dim2=5)
+    return bias_BHWWSR.permute(0, 4, 5, 1, 2, 3).reshape(-1, heads, group_size, group_size)

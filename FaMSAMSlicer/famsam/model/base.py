@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Optional, Tuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -37,6 +38,18 @@ class PromptableModel(nn.Module):
     """The one spacing that the model was trained at, or None if it takes crops of any spacing."""
     takes_boxes: bool = False
     """True if labels 2 and 3 (a box's lower and upper corner) are understood by ``decode``."""
+    newest_point_only: bool = False
+    """True if the model was made to get only the newest point, with the previous logits, at every click."""
+    half_on_cpu: bool = True
+    """False if bf16 makes this model slower on a CPU, so that precision "auto" means fp32 there."""
+    precision: str = "fp32"
+    """What ``runtime.autocast(model.device, model.precision)`` is given around ``encode`` and ``decode``; set by
+    ``load_model``. The parameters themselves stay fp32."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are, and where crops and prompts must be."""
+        return next(self.parameters()).device
 
     def normalise(self, crop_B1ZYX: Tensor, inside_B1ZYX: Tensor) -> Tensor:
         """Raw intensities to what ``encode`` expects.
@@ -72,3 +85,7 @@ class PromptableModel(nn.Module):
             logits (B, M, z, y, x) at the model's low resolution and the predicted IoU (B, M).
         """
         raise NotImplementedError
+
+    def first_mask_logits(self, batch: int = 1) -> Optional[Tensor]:
+        """What ``decode`` is to get as previous logits before there are any: None, or (batch, 1, z, y, x)."""
+        return None
