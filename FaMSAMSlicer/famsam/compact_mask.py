@@ -1,0 +1,130 @@
+"""A mask kept as the box that holds its foreground, packed to bits: cheap to keep many of, for undo of any depth."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from dataclasses import dataclass
+from typing import Any, Dict, Optional, Tuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import PromptError
+from .geometry import Box, bounding_box, box_slices, intersect, union
+
+Size = Tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class CompactMask:
+    """An immutable bool mask on a grid of ``size_zyx`` voxels.
+
+    Attributes:
+        size_zyx: the whole grid.
+        box_zyx: half-open box that holds the foreground; None if there is none.
+        bits: the box's voxels in C order, packed.
+    """
+
+    size_zyx: Size
+    box_zyx: Optional[Box]
+    bits: bytes = b""
+
+    @classmethod
+    def empty(cls, size_zyx: Size) -> CompactMask:
+        return cls(size_zyx, None)
+
+    @classmethod
+    def of(cls, size_zyx: Size, voxels_zyx: NDArray[np.bool_], origin_zyx: Size = (0, 0, 0)) -> CompactMask:
+        """From the bool voxels of a part of the grid that begins at ``origin_zyx``; the rest is background."""
+        box = bounding_box(voxels_zyx)
+        if box is None:
+            return cls.empty(size_zyx)
+        tight = voxels_zyx[box_slices(box)]
+        low, high = (tuple(int(a + b) for a, b in zip(corner, origin_zyx)) for corner in box)
+        return cls(size_zyx, (low, high), np.packbits(tight).tobytes())  # type: ignore[arg-type]
+
+    @property
+    def box_size_zyx(self) -> Size:
+        if self.box_zyx is None:
+            return (0, 0, 0)
+        return tuple(high - low for low, high in zip(*self.box_zyx))  # type: ignore[return-value]
+
+    def voxels(self) -> NDArray[np.bool_]:
+        """The box's voxels, (z, y, x) bool, a new array."""
+        size = self.box_size_zyx
+        count = int(np.prod(size))
+        packed = np.frombuffer(self.bits, dtype=np.uint8)
+        return np.unpackbits(packed, count=count).view(np.bool_).reshape(size)
+
+    def within(self, box_zyx: Box) -> NDArray[np.bool_]:
+        """The voxels of any box of the grid, a new array."""
+        out = np.zeros(tuple(high - low for low, high in zip(*box_zyx)), dtype=bool)
+        shared = intersect(self.box_zyx, box_zyx) if self.box_zyx else None
+        if shared is not None and self.box_zyx is not None:
+            out[_slices(shared, box_zyx[0])] = self.voxels()[_slices(shared, self.box_zyx[0])]
+        return out
+
+    def dense(self) -> NDArray[np.bool_]:
+        """The whole grid, a new array; untouched pages cost no memory."""
+        out = np.zeros(self.size_zyx, dtype=bool)
+        if self.box_zyx is not None:
+            out[box_slices(self.box_zyx)] = self.voxels()
+        return out
+
+    def replaced(self, region_zyx: Box, voxels_zyx: NDArray[np.bool_], origin_zyx: Size) -> CompactMask:
+        """This mask with ``region_zyx`` replaced by voxels (of a part of the region that begins at ``origin_zyx``)."""
+        end = tuple(o + n for o, n in zip(origin_zyx, voxels_zyx.shape))
+        whole = union(self.box_zyx, (origin_zyx, end) if voxels_zyx.size else None)  # type: ignore[arg-type]
+        if whole is None:
+            return self
+        out = self.within(whole)
+        cleared = intersect(region_zyx, whole)
+        if cleared is not None:
+            out[_slices(cleared, whole[0])] = False
+        if voxels_zyx.size:
+            out[_slices((origin_zyx, end), whole[0])] = voxels_zyx  # type: ignore[arg-type]
+        return CompactMask.of(self.size_zyx, out, whole[0])
+
+    def changed_box(self, other: CompactMask) -> Optional[Box]:
+        """The smallest box outside of which this mask and another on the same grid agree; None if they are equal."""
+        whole = union(self.box_zyx, other.box_zyx)
+        if whole is None or (self.box_zyx == other.box_zyx and self.bits == other.bits):
+            return None
+        found = bounding_box(self.within(whole) ^ other.within(whole))
+        if found is None:
+            return None
+        low, high = (tuple(int(a + b) for a, b in zip(corner, whole[0])) for corner in found)
+        return low, high  # type: ignore[return-value]
+
+    def to_dict(self) -> Dict[str, Any]:
+        """JSON-able form."""
+        data = base64.b64encode(zlib.compress(self.bits, 6)).decode("ascii")
+        box = None if self.box_zyx is None else [list(corner) for corner in self.box_zyx]
+        return {"size_zyx": list(self.size_zyx), "box_zyx": box, "bits": data}
+
+    @classmethod
+    def from_dict(cls, state: Dict[str, Any]) -> CompactMask:
+        """Inverse of ``to_dict``.
+
+        Raises:
+            PromptError: the state is damaged.
+        """
+        try:
+            size = tuple(int(n) for n in state["size_zyx"])
+            if state["box_zyx"] is None:
+                return cls.empty(size)  # type: ignore[arg-type]
+            low, high = (tuple(int(v) for v in corner) for corner in state["box_zyx"])
+            count = int(np.prod([h - a for a, h in zip(low, high)]))
+            unpacker = zlib.decompressobj()
+            bits = unpacker.decompress(base64.b64decode(state["bits"]), (count + 7) // 8 + 1)
+            fits = len(size) == len(low) == len(high) == 3 and all(0 <= a < h <= n for a, h, n in zip(low, high, size))
+            if not fits or len(bits) != (count + 7) // 8:
+                raise ValueError(f"box {low} to {high} of {size} with {len(bits)} bytes")
+        except (KeyError, TypeError, ValueError, zlib.error) as error:
+            raise PromptError(f"Expected a mask as CompactMask.to_dict writes it, got {error!r}.") from error
+        return cls(size, (low, high), bits)  # type: ignore[arg-type]
+
+
+def _slices(box_zyx: Box, origin_zyx: Size) -> Tuple[slice, ...]:
+    return tuple(slice(low - o, high - o) for low, high, o in zip(*box_zyx, origin_zyx))

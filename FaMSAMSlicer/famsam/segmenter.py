@@ -1,0 +1,371 @@
+"""From the prompts of one scan to a mask: choose a view, encode it once, decode, refine, paste.
+
+Everything here lives in the scan's canonical frame (axes z, y, x closest to superior, anterior, right). A prediction
+depends only on the scan, the prompts and the prediction before it, never on what happens to be cached.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional, Tuple
+
+import cc3d
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .compact_mask import CompactMask
+from .geometry import Box
+from .model.base import Embedding, PromptableModel
+from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE
+from .resample import CropBox, extract_crop, mask_to_crop, paste_logits
+from .runtime import autocast
+from .views import ViewChooser, ViewOptions, tiles
+from .volume import Volume
+
+PRIOR_LOGIT = 4.0
+"""Logit of a voxel wholly inside a mask that is given as the previous one; the opposite outside."""
+
+
+@dataclass(frozen=True)
+class SegmenterOptions:
+    """How the segmenter trades speed for quality."""
+
+    views: ViewOptions = field(default_factory=ViewOptions)
+    """How views are chosen."""
+    looks: int = 4
+    """At most so many views are tried until an object fits."""
+    refine_above: float = 1.3
+    """Views coarser than this many times the first spacing get their borders refined by finer tiles."""
+    most_tiles: int = 12
+    """At most so many tiles refine one prediction."""
+    cached_embeddings: int = 16
+    """Embeddings kept, least recently used ones dropped first (about 10 MB each)."""
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """All prompts so far, in canonical voxel indices.
+
+    Attributes:
+        points_zyx: (N, 3); a box is two points.
+        labels: N of POSITIVE, NEGATIVE, BOX_LOWER, BOX_UPPER.
+    """
+
+    points_zyx: NDArray[np.float64]
+    labels: Tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the session keeps of one step.
+
+    Attributes:
+        mask: on the canonical grid.
+        view, logits: the last view and its (1, 1, n, n, n) half-precision logits; None before the first prompt.
+        quality: predicted IoU, 0..1.
+        timings_ms: "crop", "encode", "decode", "paste", "total".
+    """
+
+    mask: CompactMask
+    view: Optional[CropBox] = None
+    logits: Optional[Tensor] = None
+    quality: float = 0.0
+    timings_ms: Dict[str, float] = field(default_factory=dict)
+
+
+class Segmenter:
+    """A model looking at one scan."""
+
+    def __init__(self, model: PromptableModel, volume: Volume, options: Optional[SegmenterOptions] = None) -> None:
+        self.model, self.options = model, options or SegmenterOptions()
+        frame = volume.canonical
+        self.grid = frame.grid
+        self.voxels_zyx = frame.to_canonical(volume.voxels_zyx)
+        self.chooser = ViewChooser(self.grid, self.options.views, model.spacing_mm, model.crop_size)
+        self._embeddings: OrderedDict[CropBox, Embedding] = OrderedDict()
+        self._timings: Dict[str, float] = {}
+
+    def start(self, mask: Optional[CompactMask] = None) -> Prediction:
+        """The prediction before any prompt: empty, or a mask to refine."""
+        return Prediction(mask or CompactMask.empty(self.grid.size_zyx))
+
+    @torch.inference_mode()
+    def step(self, prompts: Prompts, previous: Prediction, base: CompactMask) -> Prediction:
+        """The prediction after the newest prompt (the last point of ``prompts``, or the last two for a box).
+
+        Args:
+            prompts: all prompts, the newest last.
+            previous: the prediction before it.
+            base: the mask that the user started from, whose pieces are kept even without a click in them.
+        """
+        started = time.perf_counter()
+        self._timings = dict.fromkeys(("crop", "encode", "decode", "paste"), 0.0)
+        newest = prompts.points_zyx[-1]
+        view = self._start_view(prompts, previous)
+        tried: List[CropBox] = []
+        while True:
+            tried.append(view)
+            logits, quality = self._look(view, prompts, previous)
+            better = self._better_view(view, logits, newest) if len(tried) < self.options.looks else None
+            if better is None or better in tried:
+                break
+            view = better
+        fine = self._refined(view, logits, prompts)
+        with _Clock(self._timings, "paste"):
+            fine = self._own_pieces(fine, view, prompts, base)
+            mask = self._pasted(previous.mask, view, fine)
+            mask = self._obeying(mask, prompts)
+        self._timings["total"] = 1000 * (time.perf_counter() - started)
+        return Prediction(mask, view, logits.half().cpu(), quality, self._timings)
+
+    def _start_view(self, prompts: Prompts, previous: Prediction) -> CropBox:
+        """The previous view if the newest prompt and the object at it fit, else one made for them."""
+        newest = prompts.points_zyx[-1]
+        if prompts.labels[-1] == BOX_UPPER:
+            low, high = prompts.points_zyx[-2], newest + 1
+            return self.chooser.for_object(low, high, (low + high - 1) / 2)
+        found = _piece_at(previous.mask, newest, self.grid.spacing_zyx_mm)
+        if found is None:
+            if previous.view is not None and self.chooser.fits(previous.view, newest, newest + 1):
+                return previous.view
+            return self.chooser.first(newest)
+        low, high = np.minimum(found[0], newest), np.maximum(found[1], newest + 1)
+        if previous.view is not None and self.chooser.fits(previous.view, low, high):
+            return previous.view
+        return self.chooser.for_object(low, high, newest)
+
+    def _better_view(self, view: CropBox, logits: Tensor, newest_zyx: NDArray[np.float64]) -> Optional[CropBox]:
+        """A view that suits the object found in this one, or None."""
+        foreground = (logits[0, 0] > 0).cpu().numpy()
+        if not foreground.any():
+            return None
+        n = len(foreground)
+        at = (view.points_to_crop(newest_zyx, self.grid) + 0.5) * n / view.size - 0.5
+        bounds = _bounds_of_piece_nearest(foreground, at)
+        return self.chooser.better(view, bounds[0] / n, bounds[1] / n, newest_zyx)
+
+    def _look(self, view: CropBox, prompts: Prompts, previous: Prediction) -> Tuple[Tensor, float]:
+        """Logits (1, 1, n, n, n) and the predicted IoU of the object in a view."""
+        embedding = self._embedding(view)
+        prior: Optional[Tensor] = None
+        if previous.mask.box_zyx is not None:
+            if previous.view == view and previous.logits is not None:
+                prior = previous.logits.to(self.model.device, torch.float32)
+            else:
+                prior = self._as_prior(previous.mask, view)
+        return self._decode(embedding, view, prompts, prior)
+
+    def _as_prior(self, mask: CompactMask, view: CropBox) -> Optional[Tensor]:
+        """A mask as previous logits of a view; None if nothing of it is in the view."""
+        if mask.box_zyx is None:
+            return None
+        origin = mask.box_zyx[0]
+        centre = tuple(c - o for c, o in zip(view.center_zyx, origin))
+        shifted = CropBox(centre, view.spacing_mm, view.size)  # type: ignore[arg-type]
+        share = mask_to_crop(mask.voxels(), _resized(self.grid, mask.box_size_zyx), shifted, self._logits_size())
+        if not bool((share > 0).any()):
+            return None
+        return (PRIOR_LOGIT * (2 * share - 1)).to(self.model.device)[None, None]
+
+    def _embedding(self, view: CropBox) -> Embedding:
+        if view in self._embeddings:
+            self._embeddings.move_to_end(view)
+            return self._embeddings[view]
+        with _Clock(self._timings, "crop"):
+            crop, inside = extract_crop(self.voxels_zyx, self.grid, view)
+            crop, inside = crop[None, None].to(self.model.device), inside[None, None].to(self.model.device)
+            crop = self._oriented(self.model.normalise(crop, inside))
+        with _Clock(self._timings, "encode"), autocast(self.model.device, self.model.precision):
+            embedding = self.model.encode(crop)
+        self._embeddings[view] = embedding
+        while len(self._embeddings) > self.options.cached_embeddings:
+            self._embeddings.popitem(last=False)
+        return embedding
+
+    def _decode(
+        self, embedding: Embedding, view: CropBox, prompts: Prompts, prior: Optional[Tensor]
+    ) -> Tuple[Tensor, float]:
+        points, labels = self._points_in(view, prompts)
+        with _Clock(self._timings, "decode"), autocast(self.model.device, self.model.precision):
+            given = None if prior is None else self._oriented(prior)
+            logits, quality = self.model.decode(embedding, points, labels, given)
+        return self._oriented(logits.float()), float(quality[0, 0].clamp(0, 1))
+
+    def _points_in(self, view: CropBox, prompts: Prompts) -> Tuple[Tensor, Tensor]:
+        """The prompts that lie in a view, as the model takes them: (1, N, 3), (1, N)."""
+        crop_points = view.points_to_crop(prompts.points_zyx, self.grid)
+        labels = np.asarray(prompts.labels)
+        in_view = ((crop_points >= -0.5) & (crop_points <= view.size - 0.5)).all(axis=1)
+        is_corner = (labels == BOX_LOWER) | (labels == BOX_UPPER)
+        if self.model.takes_boxes:
+            in_view |= is_corner
+        else:
+            crop_points, labels, in_view = _boxes_as_clicks(crop_points, labels, in_view)
+        crop_points, labels = crop_points[in_view], labels[in_view]
+        if self.model.newest_point_only:
+            crop_points, labels = crop_points[-1:], labels[-1:]
+        if self.model.crop_axes == "xyz":
+            crop_points = crop_points[:, ::-1]
+        points_BN3 = torch.from_numpy(np.ascontiguousarray(crop_points, dtype=np.float32))[None].to(self.model.device)
+        return points_BN3, torch.from_numpy(labels.astype(np.int64))[None].to(self.model.device)
+
+    def _oriented(self, cube: Tensor) -> Tensor:
+        """(1, 1, z, y, x) to the model's axis order, and back: reversing the axes is its own inverse."""
+        return cube.permute(0, 1, 4, 3, 2).contiguous() if self.model.crop_axes == "xyz" else cube
+
+    def _logits_size(self) -> int:
+        return self.model.crop_size // (2 if self.model.spacing_mm is None else 4)
+
+    def _refined(self, view: CropBox, logits: Tensor, prompts: Prompts) -> Tensor:
+        """Logits of a coarse view on a grid 2 to 4 times as fine, its border decoded again through closer tiles."""
+        options = self.options
+        if self.model.spacing_mm is not None:
+            return logits
+        factor = min(4, round(view.spacing_mm / max(options.views.first_spacing_mm, self.chooser.finest_mm)))
+        if factor < 2 or view.spacing_mm < options.refine_above * options.views.first_spacing_mm:
+            return logits
+        n = logits.shape[-1]
+        coarse_mask = (logits[0, 0] > 0).cpu().numpy()
+        origins = tiles(coarse_mask, factor, options.most_tiles, size=n)
+        if not origins:
+            return logits
+        whole = F.interpolate(logits, scale_factor=float(factor), mode="trilinear")
+        total, weight = whole * 1e-3, torch.full_like(whole, 1e-3)
+        taper = _taper(n, whole.device)
+        for origin in origins:
+            where = (slice(None), slice(None), *(slice(o, o + n) for o in origin))
+            centre_crop = (np.array(origin) + (n - 1) / 2 + 0.5) * view.size / (n * factor) - 0.5
+            centre = tuple(float(c) for c in view.points_from_crop(centre_crop, self.grid))
+            tile = CropBox(centre, view.spacing_mm / factor, view.size)  # type: ignore[arg-type]
+            part, _ = self._decode(self._embedding(tile), tile, prompts, whole[where].clamp(-6, 6))
+            total[where] += taper * part
+            weight[where] += taper
+        return total / weight
+
+    def _own_pieces(self, logits: Tensor, view: CropBox, prompts: Prompts, base: CompactMask) -> Tensor:
+        """Logits without the pieces that hold neither a positive prompt nor a part of the mask started from."""
+        foreground = (logits[0, 0] > 0).cpu().numpy()
+        pieces, count = cc3d.connected_components(foreground, connectivity=26, return_N=True)
+        if count < 2:
+            return logits
+        n = len(foreground)
+        owned = set()
+        for point, label in zip(prompts.points_zyx, prompts.labels):
+            if label == NEGATIVE:
+                continue
+            index = np.floor((view.points_to_crop(point, self.grid) + 0.5) * n / view.size).astype(int)
+            if label != POSITIVE:
+                return logits
+            if (index >= 0).all() and (index < n).all():
+                owned.add(int(pieces[tuple(index)]))
+        prior = self._as_prior(base, view)
+        if prior is not None:
+            kept = F.interpolate(prior, size=(n, n, n), mode="nearest")[0, 0].cpu().numpy() > 0
+            owned |= set(np.unique(pieces[kept]).tolist())
+        owned -= {0}
+        if not owned:
+            return logits
+        others = foreground & ~np.isin(pieces, list(owned))
+        return logits.masked_fill(torch.from_numpy(others).to(logits.device)[None, None], -PRIOR_LOGIT)
+
+    def _pasted(self, mask: CompactMask, view: CropBox, logits: Tensor) -> CompactMask:
+        """The mask with everything in the view replaced."""
+        region = view.image_box(self.grid)
+        if region is None:
+            return mask
+        voxels, box = paste_logits(logits[0, 0], self.grid, view)
+        return mask.replaced(region, voxels, box[0] if box else region[0])
+
+    def _obeying(self, mask: CompactMask, prompts: Prompts) -> CompactMask:
+        """The mask with every clicked voxel as its click says; of two clicks on one voxel the later counts."""
+        said: Dict[Tuple[int, int, int], bool] = {}
+        for point, label in zip(prompts.points_zyx, prompts.labels):
+            if label in (POSITIVE, NEGATIVE):
+                index = np.clip(np.rint(point), 0, np.array(self.grid.size_zyx) - 1).astype(int)
+                said[(int(index[0]), int(index[1]), int(index[2]))] = label == POSITIVE
+        for index, inside in said.items():
+            cell: Box = (index, (index[0] + 1, index[1] + 1, index[2] + 1))
+            if bool(mask.within(cell)[0, 0, 0]) != inside:
+                mask = mask.replaced(cell, np.full((1, 1, 1), inside), index)
+        return mask
+
+
+class _Clock:
+    """Adds the time spent inside to one entry of a table of milliseconds."""
+
+    def __init__(self, table: Dict[str, float], name: str) -> None:
+        self.table, self.name = table, name
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.table[self.name] += 1000 * (time.perf_counter() - self.started)
+
+
+def _taper(n: int, device: torch.device) -> Tensor:
+    """Weights (1, 1, n, n, n) that fall to nearly nothing towards a tile's faces, where its context is cut."""
+    ramp = torch.arange(n, device=device, dtype=torch.float32)
+    line = (torch.minimum(ramp, n - 1 - ramp) / (n / 4)).clamp(0.02, 1.0)
+    return (line[:, None, None] * line[None, :, None] * line[None, None, :])[None, None]
+
+
+def _boxes_as_clicks(
+    points: NDArray[np.float64], labels: NDArray[np.int64], in_view: NDArray[np.bool_]
+) -> Tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
+    """For models without box embeddings: a positive click at the middle of each box."""
+    points, labels, in_view = points.copy(), labels.copy(), in_view.copy()
+    for i in np.flatnonzero(labels == BOX_LOWER):
+        points[i] = (points[i] + points[i + 1]) / 2
+        labels[i], in_view[i], in_view[i + 1] = POSITIVE, True, False
+    return points, labels, in_view
+
+
+def _resized(grid, size_zyx: Tuple[int, int, int]):  # type: ignore[no-untyped-def]
+    return type(grid)(size_zyx, grid.ras_from_ijk)
+
+
+def _piece_at(
+    mask: CompactMask, point_zyx: NDArray[np.float64], spacing_zyx_mm: NDArray[np.float64]
+) -> Optional[Tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Bounds (canonical indices, half-open) of the piece of the mask at a point or near it; None if there is none near.
+
+    Near means closer than half the piece's own extent, and than 30 mm.
+    """
+    if mask.box_zyx is None:
+        return None
+    size = mask.box_size_zyx
+    steps = tuple(max(1, n // 48) for n in size)
+    voxels = mask.voxels()[:: steps[0], :: steps[1], :: steps[2]]
+    if not voxels.any():
+        low, high = (np.array(corner, dtype=float) for corner in mask.box_zyx)
+    else:
+        origin = np.array(mask.box_zyx[0])
+        low, high = _bounds_of_piece_nearest(voxels, (point_zyx - origin) / steps, spacing_zyx_mm * steps)
+        low, high = low * steps + origin, np.minimum(high * steps + origin, mask.box_zyx[1])
+    gap_mm = float((np.maximum(np.maximum(low - point_zyx, point_zyx - (high - 1)), 0) * spacing_zyx_mm).max())
+    if gap_mm > min(30.0, 0.5 * float(((high - low) * spacing_zyx_mm).max()) + 3.0):
+        return None
+    return low, high
+
+
+def _bounds_of_piece_nearest(
+    foreground: NDArray[np.bool_], point: NDArray[np.float64], spacing: Optional[NDArray[np.float64]] = None
+) -> Tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Half-open bounds of the connected piece that a voxel nearest to the point belongs to."""
+    pieces = cc3d.connected_components(np.ascontiguousarray(foreground), connectivity=26)
+    index = np.rint(point).astype(int)
+    label = 0
+    if (index >= 0).all() and (index < foreground.shape).all():
+        label = int(pieces[tuple(index)])
+    if label == 0:
+        candidates = np.argwhere(foreground)
+        offset = (candidates - point) * (1.0 if spacing is None else spacing)
+        label = int(pieces[tuple(candidates[np.argmin((offset**2).sum(1))])])
+    box = cc3d.statistics(pieces)["bounding_boxes"][label]
+    return np.array([s.start for s in box], dtype=float), np.array([s.stop for s in box], dtype=float)

@@ -1,0 +1,387 @@
+"""The interactive session: prompts in, masks out, with undo and redo of any depth.
+
+A session is a chain of immutable states, one a prompt; every verb builds a new chain or walks along the history, and
+assigns it only when nothing can fail any more, so that an error leaves the session as it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .compact_mask import CompactMask
+from .errors import PromptError, SessionError
+from .geometry import Box, box_slices
+from .model.base import PromptableModel
+from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE
+from .segmenter import Prediction, Prompts, Segmenter, SegmenterOptions
+from .volume import Volume
+
+Point3 = Sequence[float]
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class PointPrompt:
+    """A click."""
+
+    ras_mm: Tuple[float, float, float]
+    """Where, in RAS millimetres."""
+    positive: bool
+    """True to include what is there, False to exclude it."""
+
+    def to_dict(self) -> Dict[str, Any]:
+        return {"type": "point", "ras_mm": list(self.ras_mm), "positive": self.positive}
+
+
+@dataclass(frozen=True)
+class BoxPrompt:
+    """A box around the structure, along the scan's own axes."""
+
+    lower_ras_mm: Tuple[float, float, float]
+    upper_ras_mm: Tuple[float, float, float]
+    """Two opposite corners, RAS millimetres."""
+
+    def to_dict(self) -> Dict[str, Any]:
+        return {"type": "box", "lower_ras_mm": list(self.lower_ras_mm), "upper_ras_mm": list(self.upper_ras_mm)}
+
+
+Prompt = Union[PointPrompt, BoxPrompt]
+
+
+@dataclass(frozen=True)
+class _State:
+    """The chain after some prompts: the mask started from, the prompts, and the prediction after each of them."""
+
+    base: CompactMask
+    prompts: Tuple[Prompt, ...] = ()
+    predictions: Tuple[Prediction, ...] = ()
+    """One more than prompts: the first is the start."""
+
+    @property
+    def last(self) -> Prediction:
+        return self.predictions[-1]
+
+
+class Result:
+    """What an interaction led to.
+
+    Attributes:
+        changed_box_zyx: ((z0, y0, x0), (z1, y1, x1)), half-open, on the image grid: outside of it the mask is what it
+            was before this interaction; None if nothing changed.
+        quality: predicted IoU with what was meant, 0..1; 0 without prompts.
+        timings_ms: {"crop", "encode", "decode", "paste", "total"}; empty where nothing was computed.
+    """
+
+    def __init__(self, prediction: Prediction, changed: Optional[Box], volume: Volume) -> None:
+        self._mask, self._frame = prediction.mask, volume.canonical
+        self._dense: Optional[NDArray[np.bool_]] = None
+        self.changed_box_zyx = None if changed is None else self._frame.native_box(changed)
+        self.quality = prediction.quality
+        self.timings_ms = dict(prediction.timings_ms)
+
+    @property
+    def mask_zyx(self) -> NDArray[np.bool_]:
+        """bool (z, y, x), the whole image grid; made when first asked for, and the caller's own."""
+        if self._dense is None:
+            dense = np.zeros(self._frame.native.size_zyx, dtype=bool)
+            if self._mask.box_zyx is not None:
+                self._frame.to_canonical(dense)[box_slices(self._mask.box_zyx)] = self._mask.voxels()
+            self._dense = dense
+        return self._dense
+
+    def mask_in(self, box_zyx: Box) -> NDArray[np.bool_]:
+        """The mask within a half-open box of the image grid, (z, y, x) bool; all that a redraw needs."""
+        return self._frame.from_canonical(self._mask.within(self._frame.canonical_box(box_zyx)))
+
+    @property
+    def box_zyx(self) -> Optional[Box]:
+        """The smallest half-open box of the image grid that holds the mask; None if it is empty."""
+        return None if self._mask.box_zyx is None else self._frame.native_box(self._mask.box_zyx)
+
+
+class Session:
+    """One model, one scan, one structure.
+
+    Every verb that takes a position takes RAS millimetres. Verbs raise ``SessionError`` before ``set_image`` and
+    ``PromptError`` for a prompt that does not fit the image; the session is then as it was.
+
+    Args:
+        model: what ``famsam.load_model`` returns; several sessions may share it.
+        options: see ``SegmenterOptions``.
+    """
+
+    def __init__(self, model: PromptableModel, options: Optional[SegmenterOptions] = None) -> None:
+        self.model, self.options = model, options or SegmenterOptions()
+        self._volume: Optional[Volume] = None
+        self._segmenter: Optional[Segmenter] = None
+        self._history: List[_State] = []
+        self._at = 0
+        self._previewed: Optional[Tuple[_State, _State]] = None
+
+    # --- the scan ---
+
+    def set_image(self, volume: Volume) -> None:
+        """Begin with a scan; prompts, mask and history of an earlier one are gone."""
+        if not isinstance(volume, Volume):
+            raise SessionError(f"Expected a famsam.Volume (see famsam.read_volume), got {type(volume).__name__}.")
+        segmenter = Segmenter(self.model, volume, self.options)
+        start = segmenter.start()
+        self._volume, self._segmenter = volume, segmenter
+        self._history, self._at, self._previewed = [_State(start.mask, (), (start,))], 0, None
+
+    @property
+    def volume(self) -> Volume:
+        """The scan."""
+        if self._volume is None:
+            raise SessionError("Expected an image before prompts: call set_image(volume) first.")
+        return self._volume
+
+    # --- what is there ---
+
+    @property
+    def prompts(self) -> Tuple[Prompt, ...]:
+        """All prompts in force, in order."""
+        return self._state.prompts
+
+    @property
+    def result(self) -> Result:
+        """The result as it stands, without a changed box."""
+        return Result(self._state.last, None, self.volume)
+
+    @property
+    def can_undo(self) -> bool:
+        return self._at > 0
+
+    @property
+    def can_redo(self) -> bool:
+        return self._at + 1 < len(self._history)
+
+    # --- prompts ---
+
+    def add_point(self, point_ras_mm: Point3, positive: bool = True) -> Result:
+        """Click at a point: include (positive) or exclude (negative) what is there."""
+        return self._commit(self._extended(self._state, self._point(point_ras_mm, positive)))
+
+    def add_box(self, corner_ras_mm: Point3, opposite_ras_mm: Point3) -> Result:
+        """Frame the structure: lower and upper corner, each coordinate of the first below the second's."""
+        return self._commit(self._extended(self._state, self._box(corner_ras_mm, opposite_ras_mm)))
+
+    def set_mask(self, mask_zyx: Any) -> Result:
+        """Start from a mask that is already there, (z, y, x) on the image grid; earlier prompts end (undo returns)."""
+        mask = np.asarray(mask_zyx)
+        if mask.shape != self.volume.grid.size_zyx:
+            raise PromptError(
+                f"Expected a mask of the image's shape (z, y, x) = {self.volume.grid.size_zyx}, got {mask.shape}. "
+                "Resample it onto the image first."
+            )
+        if mask.dtype.kind not in "biuf":
+            raise PromptError(f"Expected a mask of bools or numbers, got {mask.dtype}.")
+        canonical = self.volume.canonical.to_canonical(mask != 0)
+        return self._commit(self._begun(CompactMask.of(canonical.shape, canonical)))
+
+    def preview(self, point_ras_mm: Point3, positive: bool = True) -> Result:
+        """The result as if clicked; nothing is changed. A click at the same place that follows costs nothing more."""
+        state = self._state
+        previewed = self._extended(state, self._point(point_ras_mm, positive))
+        self._previewed = (state, previewed)
+        return self._result(previewed, state)
+
+    def move_point(self, index: int, point_ras_mm: Point3) -> Result:
+        """Move the point prompt ``prompts[index]``; what came after it is computed anew."""
+        old = self._prompt(index)
+        if not isinstance(old, PointPrompt):
+            raise PromptError(f"Expected prompt {index} to be a point, got a box. Remove it and add another.")
+        moved = self._point(point_ras_mm, old.positive)
+        return self._commit(self._replayed(index, (moved, *self.prompts[index + 1 :])))
+
+    def remove_point(self, index: int) -> Result:
+        """Take back ``prompts[index]`` (point or box) as if it had never been given."""
+        self._prompt(index)
+        return self._commit(self._replayed(index, self.prompts[index + 1 :]))
+
+    # --- history ---
+
+    def undo(self) -> Result:
+        """Back to before the last verb that changed something."""
+        if not self.can_undo:
+            raise SessionError("Nothing to undo.")
+        return self._walk(-1)
+
+    def redo(self) -> Result:
+        """Forward again after an undo."""
+        if not self.can_redo:
+            raise SessionError("Nothing to redo.")
+        return self._walk(+1)
+
+    def reset(self) -> Result:
+        """No prompts, no mask; undo returns."""
+        return self._commit(self._begun(CompactMask.empty(self.volume.canonical.grid.size_zyx)))
+
+    # --- persistence ---
+
+    def to_dict(self) -> Dict[str, Any]:
+        """JSON-able prompts and the mask started from; ``restore`` makes the same mask of them."""
+        grid = self.volume.grid
+        base = self._state.base
+        return {
+            "version": FORMAT_VERSION,
+            "image": {"size_zyx": list(grid.size_zyx), "ras_from_ijk": np.asarray(grid.ras_from_ijk).tolist()},
+            "mask": None if base.box_zyx is None else base.to_dict(),
+            "prompts": [prompt.to_dict() for prompt in self.prompts],
+        }
+
+    def restore(self, state: Dict[str, Any]) -> Result:
+        """Prompts that ``to_dict`` wrote for this image; undo returns to what was there before."""
+        base, prompts = self._parsed(state)
+        restored = self._begun(base)
+        for prompt in prompts:
+            restored = self._extended(restored, prompt)
+        return self._commit(restored)
+
+    # --- inside ---
+
+    @property
+    def _state(self) -> _State:
+        if not self._history:
+            raise SessionError("Expected an image before prompts: call set_image(volume) first.")
+        return self._history[self._at]
+
+    def _commit(self, state: _State) -> Result:
+        result = self._result(state, self._state)
+        self._history[self._at + 1 :] = [state]
+        self._at += 1
+        return result
+
+    def _walk(self, step: int) -> Result:
+        before = self._state
+        self._at += step
+        return self._result(_without_timings(self._state), before)
+
+    def _result(self, state: _State, before: _State) -> Result:
+        return Result(state.last, state.last.mask.changed_box(before.last.mask), self.volume)
+
+    def _begun(self, base: CompactMask) -> _State:
+        assert self._segmenter is not None
+        return _State(base, (), (self._segmenter.start(base),))
+
+    def _extended(self, state: _State, prompt: Prompt) -> _State:
+        if self._previewed is not None:
+            seen, previewed = self._previewed
+            if seen is state and previewed.prompts[-1] == prompt:
+                return previewed
+        assert self._segmenter is not None
+        prompts = (*state.prompts, prompt)
+        prediction = self._segmenter.step(self._canonical(prompts), state.last, state.base)
+        return _State(state.base, prompts, (*state.predictions, prediction))
+
+    def _replayed(self, index: int, tail: Sequence[Prompt]) -> _State:
+        old = self._state
+        state = _State(old.base, old.prompts[:index], old.predictions[: index + 1])
+        for prompt in tail:
+            state = self._extended(state, prompt)
+        return state
+
+    def _canonical(self, prompts: Sequence[Prompt]) -> Prompts:
+        """RAS millimetres -> canonical voxel indices; a box is its lower and upper corner."""
+        grid = self.volume.canonical.grid
+        points: List[NDArray[np.float64]] = []
+        labels: List[int] = []
+        for prompt in prompts:
+            if isinstance(prompt, PointPrompt):
+                points.append(grid.zyx_from_ras_points([prompt.ras_mm])[0])
+                labels.append(POSITIVE if prompt.positive else NEGATIVE)
+            else:
+                corners = grid.zyx_from_ras_points([prompt.lower_ras_mm, prompt.upper_ras_mm])
+                limit = np.asarray(grid.size_zyx) - 1
+                points += [corners.min(0).clip(0, limit), corners.max(0).clip(0, limit)]
+                labels += [BOX_LOWER, BOX_UPPER]
+        return Prompts(np.stack(points), tuple(labels))
+
+    def _point(self, point_ras_mm: Point3, positive: bool) -> PointPrompt:
+        point = self._coordinates(point_ras_mm)
+        grid = self.volume.canonical.grid
+        index = grid.zyx_from_ras_points([point])[0]
+        if not grid.contains_zyx(index):
+            low, high = self._extent()
+            raise PromptError(
+                f"Expected a click inside the image, which spans RAS {low} to {high} mm; got {point}. "
+                "Click on the scan."
+            )
+        return PointPrompt(point, bool(positive))
+
+    def _box(self, corner_ras_mm: Point3, opposite_ras_mm: Point3) -> BoxPrompt:
+        lower, upper = self._coordinates(corner_ras_mm), self._coordinates(opposite_ras_mm)
+        if any(a >= b for a, b in zip(lower, upper)):
+            raise PromptError(
+                f"Expected a box's lower corner and then its upper one, each RAS coordinate growing; got {lower} and "
+                f"{upper}, which is inside out or flat. Swap the coordinates that fall."
+            )
+        grid = self.volume.canonical.grid
+        corners = grid.zyx_from_ras_points([lower, upper])
+        if (corners.max(0) < -0.5).any() or (corners.min(0) > np.asarray(grid.size_zyx) - 0.5).any():
+            low, high = self._extent()
+            raise PromptError(
+                f"Expected a box that overlaps the image, which spans RAS {low} to {high} mm; got {lower} to {upper}."
+            )
+        return BoxPrompt(lower, upper)
+
+    @staticmethod
+    def _coordinates(point_ras_mm: Point3) -> Tuple[float, float, float]:
+        try:
+            r, a, s = (float(v) for v in point_ras_mm)
+        except (TypeError, ValueError) as error:
+            raise PromptError(f"Expected three numbers (R, A, S) in millimetres, got {point_ras_mm!r}.") from error
+        if not np.isfinite([r, a, s]).all():
+            raise PromptError(f"Expected finite coordinates (R, A, S) in millimetres, got {(r, a, s)}.")
+        return r, a, s
+
+    def _extent(self) -> Tuple[Tuple[float, ...], Tuple[float, ...]]:
+        corners = self.volume.grid.corners_ras_mm
+        low, high = (tuple(round(float(v), 1) for v in bound) for bound in (corners.min(0), corners.max(0)))
+        return low, high
+
+    def _prompt(self, index: int) -> Prompt:
+        if not isinstance(index, (int, np.integer)) or not 0 <= index < len(self.prompts):
+            raise PromptError(f"Expected the index of one of {len(self.prompts)} prompts, from 0; got {index!r}.")
+        return self.prompts[int(index)]
+
+    def _parsed(self, state: Dict[str, Any]) -> Tuple[CompactMask, List[Prompt]]:
+        try:
+            version, image = state["version"], state["image"]
+            size, matrix = tuple(image["size_zyx"]), np.asarray(image["ras_from_ijk"], dtype=float)
+            saved = list(state["prompts"])
+            mask = None if state.get("mask") is None else CompactMask.from_dict(state["mask"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise PromptError(f"Expected a state that Session.to_dict wrote, got a damaged one ({error!r}).") from error
+        if version != FORMAT_VERSION:
+            raise PromptError(f"Expected a state of version {FORMAT_VERSION}, got version {version!r}. Update famsam.")
+        grid = self.volume.grid
+        if size != grid.size_zyx or matrix.shape != (4, 4) or not np.allclose(matrix, grid.ras_from_ijk, atol=1e-3):
+            raise PromptError(
+                f"Expected prompts for this image (z, y, x = {grid.size_zyx}), got prompts for another one ({size} "
+                "voxels, or another geometry). Restore them on the scan they were made on."
+            )
+        canonical_size = self.volume.canonical.grid.size_zyx
+        if mask is not None and mask.size_zyx != canonical_size:
+            raise PromptError(f"Expected a mask of {canonical_size} voxels in the state, got {mask.size_zyx}.")
+        try:
+            prompts = [self._parsed_prompt(entry) for entry in saved]
+        except (KeyError, TypeError) as error:
+            raise PromptError(f"Expected prompts as Session.to_dict writes them, got {error!r}.") from error
+        return mask or CompactMask.empty(canonical_size), prompts
+
+    def _parsed_prompt(self, entry: Dict[str, Any]) -> Prompt:
+        if entry["type"] == "point":
+            return self._point(entry["ras_mm"], entry["positive"])
+        if entry["type"] == "box":
+            return self._box(entry["lower_ras_mm"], entry["upper_ras_mm"])
+        raise PromptError(f'Expected a prompt of type "point" or "box", got {entry["type"]!r}.')
+
+
+def _without_timings(state: _State) -> _State:
+    """The state with its last prediction's timings emptied: walking along the history computes nothing."""
+    return replace(state, predictions=(*state.predictions[:-1], replace(state.last, timings_ms={})))

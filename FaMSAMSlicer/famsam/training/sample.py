@@ -1,0 +1,82 @@
+"""What every source of training volumes delivers, and the random helpers that they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass
+class Sample:
+    """A crop with its anatomy.
+
+    Attributes:
+        image_ZYX: float intensities in arbitrary units, zero outside the scan.
+        inside_ZYX: bool, voxels inside the scan.
+        labels_ZYX: int structure of each voxel; 0 is no structure.
+        parents: for each label the label that it lies in (0: none), index = label.
+    """
+
+    image_ZYX: Tensor
+    inside_ZYX: Tensor
+    labels_ZYX: Tensor
+    parents: Sequence[int] = ()
+
+
+class Dice:
+    """Random numbers of one generator, so that a seed reproduces a sample."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.device = device
+        self.generator = torch.Generator(device=device).manual_seed(seed)
+        self.host = torch.Generator().manual_seed(seed)
+
+    def uniform(self, low: float, high: float) -> float:
+        return low + (high - low) * float(torch.rand((), generator=self.host))
+
+    def log_uniform(self, low: float, high: float) -> float:
+        return float(torch.tensor(low).log().lerp(torch.tensor(high).log(), torch.rand((), generator=self.host)).exp())
+
+    def integer(self, low: int, high: int) -> int:
+        """low <= result <= high."""
+        return int(torch.randint(low, high + 1, (), generator=self.host))
+
+    def chance(self, probability: float) -> bool:
+        return self.uniform(0.0, 1.0) < probability
+
+    def pick(self, weights: Sequence[float]) -> int:
+        return int(torch.multinomial(torch.tensor(weights, dtype=torch.float), 1, generator=self.host))
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator, device=self.device)
+
+    def vector(self, count: int, low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=self.generator, device=self.device)
+
+    def smooth_noise(self, channels: int, size: int, scale: float) -> Tensor:
+        """Noise of about unit variance that varies over ``scale`` voxels, (channels, size, size, size)."""
+        coarse = max(2, round(size / scale) + 2)
+        noise = F.interpolate(self.normal(1, channels, coarse, coarse, coarse), size=(size,) * 3, mode="trilinear")
+        return noise[0] * 1.4
+
+
+def gaussian_blur(image_ZYX: Tensor, sigma: Sequence[float]) -> Tensor:
+    """Separable Gaussian blur with one standard deviation (voxels) an axis z, y, x."""
+    out = image_ZYX[None, None]
+    for axis, s in enumerate(sigma):
+        if s < 0.15:
+            continue
+        radius = max(1, round(2.5 * s))
+        offsets = torch.arange(-radius, radius + 1, device=image_ZYX.device, dtype=image_ZYX.dtype)
+        kernel = torch.exp(-0.5 * (offsets / s) ** 2)
+        shape = [1, 1, 1, 1, 1]
+        shape[2 + axis] = len(kernel)
+        padding = [0] * 6
+        padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = radius
+        padded = F.pad(out, padding, mode="replicate")
+        out = F.conv3d(padded, (kernel / kernel.sum()).view(shape))
+    return out[0, 0]

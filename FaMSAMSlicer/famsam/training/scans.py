@@ -1,0 +1,187 @@
+"""Real scans and real label maps as sources of training crops.
+
+A labelled scan gives its structures, a scan without labels the supervoxels of watersheds at several scales (as in
+nnInteractive, Isensee et al. 2025), a label map without a scan its anatomy, rendered synthetically.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import List, Sequence, Tuple, Union
+
+import cc3d
+import numpy as np
+import SimpleITK as sitk
+import torch
+
+from ..errors import DatasetError
+from ..evaluation.dataset import IMAGE_SUFFIXES, DatasetOptions, find_cases
+from ..geometry import Grid
+from ..resample import CropBox, extract_crop
+from ..volume import read_volume
+from .sample import Dice, Sample
+from .synthetic import degrade, render
+from .targets import MIN_VOXELS
+
+_LOG = logging.getLogger(__name__)
+
+SUPERVOXEL_SPACING_MM = 2.0
+SUPERVOXEL_LEVELS = (0.02, 0.06, 0.15)
+"""Watershed depths as fractions of the range of gradient magnitudes: small, middling and large supervoxels."""
+
+
+@dataclass
+class Anatomy:
+    """A label map with the grid it lies on and its connected pieces.
+
+    Attributes:
+        labels_zyx: canonical axes; 0 is no structure.
+        centres_zyx, extents_mm: of each piece, (P, 3) voxels and (P,) millimetres.
+        weights: chance of each piece, even over the logarithm of the size.
+    """
+
+    labels_zyx: np.ndarray
+    grid: Grid
+    centres_zyx: np.ndarray
+    extents_mm: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, labels_zyx: np.ndarray, grid: Grid) -> Anatomy:
+        pieces = cc3d.connected_components(np.ascontiguousarray(labels_zyx), connectivity=6)
+        statistics = cc3d.statistics(pieces)
+        counts = statistics["voxel_counts"][1:]
+        keep = np.flatnonzero(counts >= MIN_VOXELS)
+        if len(keep) == 0:
+            raise DatasetError(f"Expected a structure of at least {MIN_VOXELS} voxels in the label map, found none.")
+        boxes = [statistics["bounding_boxes"][i + 1] for i in keep]
+        extents = [max((s.stop - s.start) * d for s, d in zip(box, grid.spacing_zyx_mm)) for box in boxes]
+        logs = np.log(counts[keep])
+        histogram, edges = np.histogram(logs, bins=5)
+        weights = 1.0 / histogram[np.clip(np.digitize(logs, edges[1:-1]), 0, 4)]
+        centres = np.asarray(statistics["centroids"])[keep + 1]
+        return cls(labels_zyx, grid, centres, np.asarray(extents), weights)
+
+    def draw_box(self, size: int, dice: Dice) -> CropBox:
+        """A crop in which a random piece spans 8 voxels to the whole width, not too far from the middle."""
+        piece = dice.pick(self.weights.tolist())
+        span = dice.log_uniform(8.0, 0.9 * size)
+        finest = 0.4 * float(np.median(self.grid.spacing_zyx_mm))
+        spacing = float(np.clip(self.extents_mm[piece] / span, finest, 5.0))
+        jitter = 0.25 * size * spacing / np.asarray(self.grid.spacing_zyx_mm)
+        offset = np.array([dice.uniform(-1, 1) for _ in range(3)])
+        return CropBox(tuple(self.centres_zyx[piece] + offset * jitter), spacing, size)
+
+
+def crop_labels(labels_zyx: np.ndarray, grid: Grid, box: CropBox) -> np.ndarray:
+    """Nearest label at every crop voxel, 0 outside, (Z, Y, X) int64."""
+    scale, offset = box.index_from_crop(grid)
+    indices = [np.rint(offset[a] + scale[a] * np.arange(box.size)).astype(int) for a in range(3)]
+    inside = [(index >= 0) & (index < n) for index, n in zip(indices, labels_zyx.shape)]
+    clipped = [index.clip(0, n - 1) for index, n in zip(indices, labels_zyx.shape)]
+    crop = labels_zyx[np.ix_(*clipped)].astype(np.int64)
+    crop *= inside[0][:, None, None] & inside[1][None, :, None] & inside[2][None, None, :]
+    return crop
+
+
+class LabelledScans:
+    """Crops of scans whose structures are labelled, by people or as supervoxels."""
+
+    def __init__(self, scans: Sequence[Tuple[np.ndarray, List[Anatomy]]]) -> None:
+        self.scans = list(scans)
+
+    def draw(self, size: int, dice: Dice) -> Sample:
+        voxels, anatomies = self.scans[dice.integer(0, len(self.scans) - 1)]
+        anatomy = anatomies[dice.integer(0, len(anatomies) - 1)]
+        box = anatomy.draw_box(size, dice)
+        image, inside = extract_crop(voxels, anatomy.grid, box)
+        labels = torch.from_numpy(crop_labels(anatomy.labels_zyx, anatomy.grid, box))
+        low, high = image[inside].min() if inside.any() else 0.0, image.max()
+        image = (image - low) / max(float(high - low), 1e-6)
+        if dice.chance(0.3):
+            image = degrade(image.to(dice.device), dice)
+        return Sample(image.to(dice.device), inside.to(dice.device), labels.to(dice.device))
+
+
+class SynthesisedLabelMaps:
+    """Crops of real label maps with synthetic intensities."""
+
+    def __init__(self, anatomies: Sequence[Anatomy]) -> None:
+        self.anatomies = list(anatomies)
+
+    def draw(self, size: int, dice: Dice) -> Sample:
+        anatomy = self.anatomies[dice.integer(0, len(self.anatomies) - 1)]
+        labels = crop_labels(anatomy.labels_zyx, anatomy.grid, anatomy.draw_box(size, dice))
+        present, compact = np.unique(labels, return_inverse=True)
+        compact = compact.reshape(labels.shape) + (1 if present[0] > 0 else 0)
+        labels_ZYX = torch.from_numpy(compact).to(dice.device)
+        parents = [0] * (int(compact.max()) + 1)
+        image, inside = render(labels_ZYX, parents, dice)
+        return Sample(image, inside, labels_ZYX, parents)
+
+
+def load_labelled(directory: Union[str, Path], include: Sequence[str] = ()) -> LabelledScans:
+    """Scans with labels from a folder of cases; ``include`` holds patterns of case names (all if empty)."""
+    scans = []
+    for case in find_cases(directory, DatasetOptions(include=tuple(include))):
+        loaded = case.load()
+        frame = loaded.volume.canonical
+        labels = np.ascontiguousarray(frame.to_canonical(loaded.labels_zyx))
+        voxels = np.ascontiguousarray(frame.to_canonical(loaded.volume.voxels_zyx))
+        scans.append((voxels, [Anatomy.of(labels, frame.grid)]))
+    return LabelledScans(scans)
+
+
+def load_unlabelled(directory: Union[str, Path]) -> LabelledScans:
+    """Scans without labels, with supervoxels at three scales as structures."""
+    scans = []
+    for path in _images(directory):
+        volume = read_volume(path)
+        voxels = np.ascontiguousarray(volume.canonical.to_canonical(volume.voxels_zyx))
+        anatomies = supervoxels(voxels, volume.canonical.grid)
+        scans.append((voxels, anatomies))
+        _LOG.info("%s: %s supervoxels", path.name, [len(a.weights) for a in anatomies])
+    return LabelledScans(scans)
+
+
+def load_label_maps(directory: Union[str, Path]) -> SynthesisedLabelMaps:
+    """Label maps without scans."""
+    anatomies = []
+    for path in _images(directory):
+        volume = read_volume(path)
+        labels = np.ascontiguousarray(volume.canonical.to_canonical(volume.voxels_zyx)).astype(np.uint16)
+        anatomies.append(Anatomy.of(labels, volume.canonical.grid))
+    return SynthesisedLabelMaps(anatomies)
+
+
+def supervoxels(voxels_zyx: np.ndarray, grid: Grid) -> List[Anatomy]:
+    """Watershed regions of the gradient magnitude at several depths, inside the body, on the scan's own grid."""
+    image = sitk.GetImageFromArray(voxels_zyx.astype(np.float32))
+    image.SetSpacing([float(s) for s in grid.spacing_zyx_mm[::-1]])
+    size = [max(4, round(n * s / SUPERVOXEL_SPACING_MM)) for n, s in zip(image.GetSize(), image.GetSpacing())]
+    spacing = [n * s / m for n, s, m in zip(image.GetSize(), image.GetSpacing(), size)]
+    smooth = sitk.SmoothingRecursiveGaussian(image, 1.0)
+    coarse = sitk.Resample(smooth, size, sitk.Transform(), sitk.sitkLinear, image.GetOrigin(), spacing)
+    body = sitk.OtsuThreshold(coarse, 0, 1) > 0
+    body = sitk.BinaryMorphologicalClosing(body, [2, 2, 2])
+    gradient = sitk.GradientMagnitudeRecursiveGaussian(coarse, 1.5)
+    range_ = float(np.percentile(sitk.GetArrayViewFromImage(gradient), 99))
+    anatomies = []
+    for level in SUPERVOXEL_LEVELS:
+        regions = sitk.MorphologicalWatershed(gradient, level=level * range_, markWatershedLine=False)
+        regions = sitk.Mask(sitk.Cast(regions, sitk.sitkUInt32), body)
+        labels = sitk.GetArrayFromImage(sitk.Resample(regions, image, sitk.Transform(), sitk.sitkNearestNeighbor))
+        counts = np.bincount(labels.ravel())
+        too_large = counts > 0.15 * labels.size
+        labels[too_large[labels]] = 0
+        anatomies.append(Anatomy.of(labels.astype(np.uint32), grid))
+    return anatomies
+
+
+def _images(directory: Union[str, Path]) -> List[Path]:
+    paths = sorted(p for p in Path(directory).iterdir() if p.name.endswith(IMAGE_SUFFIXES))
+    if not paths:
+        raise DatasetError(f"Expected images ({', '.join(IMAGE_SUFFIXES)}) in {directory}, found none.")
+    return paths

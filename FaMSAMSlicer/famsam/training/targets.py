@@ -1,0 +1,145 @@
+"""Targets and simulated prompts: one connected piece to segment, and the clicks a user would make on it.
+
+Masks are at the logits' resolution (half the crop's) as soft fractions; points are crop voxel indices (z, y, x).
+"""
+
+from __future__ import annotations
+
+from typing import List, Optional
+
+import cc3d
+import edt
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .sample import Dice, Sample
+
+MIN_VOXELS = 24
+
+
+def draw_targets(sample: Sample, count: int, dice: Dice) -> List[Tensor]:
+    """Up to ``count`` structures of a sample as bool masks (Z, Y, X): single labels, or a label with what lies in it.
+
+    Structures are drawn evenly over the logarithm of their size, so that small ones are seen as often as large ones.
+    """
+    labels = sample.labels_ZYX
+    present, sizes = torch.unique(labels[labels > 0], return_counts=True)
+    keep = sizes >= MIN_VOXELS
+    present, sizes = present[keep].tolist(), sizes[keep].tolist()
+    if not present:
+        return []
+    bins = np.histogram(np.log(sizes), bins=5)
+    which = np.clip(np.digitize(np.log(sizes), bins[1][1:-1]), 0, 4)
+    weights = [1.0 / bins[0][w] for w in which]
+    targets: List[Tensor] = []
+    for _ in range(2 * count):
+        label = present[dice.pick(weights)]
+        mask = labels == label
+        if len(sample.parents) and dice.chance(0.3):
+            mask = torch.isin(labels, torch.tensor(_with_descendants(label, sample.parents), device=labels.device))
+        piece = _one_piece(mask, dice)
+        if piece is not None:
+            targets.append(piece)
+        if len(targets) == count:
+            break
+    return targets
+
+
+def _with_descendants(label: int, parents: Optional[List[int]]) -> List[int]:
+    family = [label]
+    for child, parent in enumerate(parents or []):
+        if parent in family and child > label:
+            family.append(child)
+    return family
+
+
+def _one_piece(mask_ZYX: Tensor, dice: Dice) -> Optional[Tensor]:
+    """One of the three largest connected pieces, or None if all are tiny or it fills most of the crop."""
+    pieces = cc3d.connected_components(mask_ZYX.cpu().numpy(), connectivity=6)
+    counts = np.bincount(pieces.ravel())[1:]
+    order = [i for i in np.argsort(-counts)[:3] if counts[i] >= MIN_VOXELS and counts[i] < 0.6 * pieces.size]
+    if not order:
+        return None
+    chosen = order[dice.pick([float(counts[i]) for i in order])]
+    return torch.from_numpy(pieces == chosen + 1).to(mask_ZYX.device)
+
+
+def halve(mask_BZYX: Tensor) -> Tensor:
+    """Bool masks at the crop's resolution to foreground fractions at the logits', (B, 1, z, y, x)."""
+    return F.avg_pool3d(mask_BZYX[:, None].float(), 2)
+
+
+class ClickSimulator:
+    """The prompts so far of a batch of targets, and the next click for each."""
+
+    def __init__(self, targets_B1zyx: Tensor, dice: Dice) -> None:
+        self.truth = (targets_B1zyx[:, 0] > 0.5).cpu().numpy()
+        # Structures thinner than a logit voxel keep their densest voxels.
+        for item, target in zip(self.truth, targets_B1zyx[:, 0]):
+            if not item.any():
+                item[...] = (target >= 0.8 * target.max()).cpu().numpy()
+        self.dice = dice
+        self.device = targets_B1zyx.device
+        self.points: List[np.ndarray] = []
+        self.labels: List[np.ndarray] = []
+
+    def add_boxes(self, chance: float) -> None:
+        """Give some targets a loose bounding box, as two corner prompts."""
+        lower, upper, labels = [], [], []
+        for item in self.truth:
+            z, y, x = (np.flatnonzero(item.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3))
+            low = np.array([a[0] for a in (z, y, x)]) * 2.0
+            high = np.array([a[-1] for a in (z, y, x)]) * 2.0 + 1
+            slack = 0.1 * (high - low) + 1
+            lower.append(low - slack * self.dice.uniform(-0.5, 1.0))
+            upper.append(high + slack * self.dice.uniform(-0.5, 1.0))
+            labels.append((2, 3) if self.dice.chance(chance) else (-1, -1))
+        self.points += [np.stack(lower), np.stack(upper)]
+        self.labels += [np.array([label[0] for label in labels]), np.array([label[1] for label in labels])]
+
+    def click(self, logits_B1zyx: Optional[Tensor]) -> None:
+        """Append a click for each target: at its centre, or at the centre of the largest error of the given logits."""
+        predicted = np.zeros_like(self.truth) if logits_B1zyx is None else (logits_B1zyx[:, 0] > 0).cpu().numpy()
+        points, labels = [], []
+        for truth, mask in zip(self.truth, predicted):
+            error = truth ^ mask
+            if not error.any():
+                points.append(np.zeros(3))
+                labels.append(-1)
+                continue
+            index = self._centre(error)
+            points.append(2.0 * index + 0.5)
+            labels.append(int(truth[tuple(index)]))
+        self.points.append(np.stack(points))
+        self.labels.append(np.array(labels))
+
+    def no_click(self) -> None:
+        """Append padding: a round in which the user does nothing."""
+        self.points.append(np.zeros((len(self.truth), 3)))
+        self.labels.append(np.full(len(self.truth), -1))
+
+    def _centre(self, error_zyx: np.ndarray) -> np.ndarray:
+        """A voxel deep inside the error's deepest region; users do not hit the very centre."""
+        depth = edt.edt(error_zyx, black_border=True)
+        loose = self.dice.uniform(0.6, 1.0)
+        candidates = np.argwhere(depth >= loose * depth.max())
+        return candidates[self.dice.integer(0, len(candidates) - 1)]
+
+    @property
+    def points_BN3(self) -> Tensor:
+        return torch.from_numpy(np.stack(self.points, axis=1)).float().to(self.device)
+
+    @property
+    def labels_BN(self) -> Tensor:
+        return torch.from_numpy(np.stack(self.labels, axis=1)).long().to(self.device)
+
+
+def corrupted(targets_B1zyx: Tensor, dice: Dice) -> Tensor:
+    """Logits of a faulty mask of each target, as a user would hand over for refinement: grown, shrunk or patchy."""
+    batch, _, size = targets_B1zyx.shape[:3]
+    noise = torch.stack([dice.smooth_noise(1, size, dice.uniform(3.0, size / 2)) for _ in range(batch)])
+    blurred = F.avg_pool3d(targets_B1zyx, 5, stride=1, padding=2)
+    level = blurred + dice.uniform(0.1, 0.5) * noise - dice.uniform(0.3, 0.7)
+    return torch.where(level > 0, 4.0, -4.0)

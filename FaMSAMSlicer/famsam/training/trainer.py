@@ -1,0 +1,390 @@
+"""Training of the default model: encode a few crops, click on several structures of each, learn from every round.
+
+A run lives in a folder: ``checkpoint.pt`` (resume), ``log.csv`` and ``curve.png`` (what happened), ``config.json``. It
+may be cut off at any time and goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import logging
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..errors import CheckpointError, ConfigError
+from ..model import prompt_maps
+from ..model.base import Embedding
+from ..model.famsam import Famsam, FamsamConfig
+from .losses import prompt_loss, true_iou
+from .sample import Dice, Sample
+from .synthetic import synthetic_sample
+from .targets import ClickSimulator, corrupted, draw_targets, halve
+
+_LOG = logging.getLogger(__name__)
+
+Source = Callable[[int, Dice], Sample]
+"""(crop size, dice) -> a training crop."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a run trains; every value is written to ``config.json``."""
+
+    steps: int = 6000
+    """Optimiser steps of the whole run."""
+    sizes: Tuple[Tuple[float, int, int], ...] = ((0.65, 64, 4), (0.85, 96, 2), (1.0, 128, 1))
+    """(until this fraction of the run, edge of the crops in voxels, crops a step): cheap small crops first."""
+    targets: int = 3
+    """Structures clicked on in each crop."""
+    round_weights: Tuple[float, ...] = (0.2, 0.2, 0.2, 0.15, 0.15, 0.1)
+    """Chance of 1, 2, 3, ... rounds of clicks in a step."""
+    box_chance: float = 0.1
+    """Chance that a target also gets a box."""
+    mask_chance: float = 0.1
+    """Chance that a step starts from a faulty mask to be refined, half of the time before any click."""
+    optimiser: str = "adamw"
+    """"adamw", or "muon" for the matrices of the transformer (Jordan et al. 2024) with AdamW for the rest."""
+    learning_rate: float = 1e-3
+    """AdamW's, after the warm-up."""
+    muon_learning_rate: float = 0.01
+    """Muon's, after the warm-up."""
+    weight_decay: float = 0.02
+    warmup_steps: int = 200
+    decay_fraction: float = 0.35
+    """The last share of the run over which the learning rate falls to zero (warm-up, stable, decay)."""
+    ema: float = 0.998
+    """Decay of the averaged weights, which are the ones that ship."""
+    pool: int = 64
+    """Crops kept ready; a step replaces ``fresh`` of them, so that one crop serves several steps."""
+    fresh: float = 1.0
+    """New crops a step (a fraction: one every so many steps) at the first of ``sizes``; fewer of larger ones."""
+    precision: str = "bf16"
+    """"bf16" or "fp32"."""
+    seed: int = 0
+    validate_every: int = 500
+    checkpoint_every: int = 200
+
+    def __post_init__(self) -> None:
+        if self.optimiser not in ("adamw", "muon"):
+            raise ConfigError(f'optimiser must be "adamw" or "muon", got {self.optimiser!r}.')
+        if self.precision not in ("bf16", "fp32"):
+            raise ConfigError(f'precision must be "bf16" or "fp32", got {self.precision!r}.')
+        if self.steps < 1 or self.targets < 1 or self.pool < 1 or self.fresh <= 0:
+            raise ConfigError("steps, targets and pool must be at least 1 and fresh above 0.")
+        if not self.sizes or self.sizes[-1][0] < 1.0 or any(size % 32 for _, size, _ in self.sizes):
+            raise ConfigError(f"sizes must reach to 1.0 with edges that are multiples of 32, got {self.sizes}.")
+
+
+class MixedSource:
+    """Draws from several sources with given weights."""
+
+    def __init__(self, sources: Sequence[Source], weights: Sequence[float]) -> None:
+        self.sources, self.weights = list(sources), list(weights)
+
+    def __call__(self, size: int, dice: Dice) -> Sample:
+        return self.sources[dice.pick(self.weights)](size, dice)
+
+
+def synthetic_source(size: int, dice: Dice) -> Sample:
+    """Purely synthetic crops."""
+    return synthetic_sample(size, dice.integer(0, 2**31 - 1), dice.device)
+
+
+class CropPool:
+    """Ready crops with their targets, each served several times under random flips and axis orders."""
+
+    def __init__(self, source: Source, config: TrainConfig, model: Famsam, device: torch.device) -> None:
+        self.source, self.config, self.model, self.device = source, config, model, device
+        self.items: List[Tuple[Tensor, Tensor]] = []
+        self.size = 0
+        self.owed = 0.0
+
+    def batch(self, size: int, count: int, dice: Dice) -> Tuple[Tensor, Tensor]:
+        """Normalised crops (B, 1, Z, Y, X) and targets (B * T, 1, z, y, x) as fractions, T the same for each crop."""
+        if size != self.size:
+            self.items, self.size = [], size
+        start = max(count, self.config.pool // 8)
+        fresh = self.config.fresh * (self.config.sizes[0][1] / size) ** 2
+        self.owed = self.owed + fresh if len(self.items) >= start else float(start)
+        while self.owed >= 1:
+            self.owed -= 1
+            self.items.append(self._make(size, dice))
+        self.items = self.items[-self.config.pool :]
+        chosen = [self.items[dice.integer(0, len(self.items) - 1)] for _ in range(count)]
+        crops, targets = zip(*(_turned(*item, dice) for item in chosen))
+        return torch.stack(crops), torch.cat(targets)
+
+    def _make(self, size: int, dice: Dice) -> Tuple[Tensor, Tensor]:
+        while True:
+            sample = self.source(size, dice)
+            targets = draw_targets(sample, self.config.targets, dice)
+            if targets:
+                break
+        while len(targets) < self.config.targets:
+            targets.append(targets[dice.integer(0, len(targets) - 1)])
+        crop = self.model.normalise(sample.image_ZYX[None, None], sample.inside_ZYX[None, None])[0]
+        return crop.to(torch.float16), halve(torch.stack(targets)).to(torch.float16)
+
+
+def _turned(crop_1ZYX: Tensor, targets_T1zyx: Tensor, dice: Dice) -> Tuple[Tensor, Tensor]:
+    """The same random flip and axis order for a crop and its targets."""
+    order = torch.randperm(3, generator=dice.host).tolist()
+    flips = [a for a in range(3) if dice.chance(0.5)]
+    crop = crop_1ZYX.float().permute(0, *(1 + a for a in order)).flip([1 + a for a in flips])
+    targets = targets_T1zyx.float().permute(0, 1, *(2 + a for a in order)).flip([2 + a for a in flips])
+    return crop, targets
+
+
+def expand(embedding: Embedding, times: int) -> Embedding:
+    """An embedding of B crops -> of B * times prompts' worth, each crop's copies adjacent."""
+    finer = embedding.finer
+    copies = {f.name: getattr(finer, f.name).repeat_interleave(times, 0) for f in dataclasses.fields(finer)}
+    return Embedding(copies["tokens"], dataclasses.replace(finer, **copies))
+
+
+def training_loss(
+    model: Famsam, crops_B1ZYX: Tensor, targets: Tensor, rounds: int, config: TrainConfig, dice: Dice
+) -> Tuple[Tensor, float, float]:
+    """Loss of the first and the last of ``rounds`` rounds of clicks, and the mean Dice after each of the two."""
+    embedding = expand(model.encode(crops_B1ZYX), len(targets) // len(crops_B1ZYX))
+    clicks = ClickSimulator(targets, dice)
+    previous: Optional[Tensor] = None
+    if dice.chance(config.mask_chance):
+        previous = corrupted(targets, dice)
+    elif dice.chance(config.box_chance * 2):
+        clicks.add_boxes(0.5)
+    loss = targets.new_zeros(())
+    first = last = 0.0
+    for number in range(1, rounds + 1):
+        if number == 1 and previous is not None and dice.chance(0.5):
+            clicks.no_click()
+        else:
+            clicks.click(previous)
+        points, labels = clicks.points_BN3, clicks.labels_BN
+        learn = number in (1, rounds)
+        with torch.set_grad_enabled(learn and torch.is_grad_enabled()):
+            masks = slice(None) if number == 1 else slice(0, 1)
+            logits, quality = model.decode_raw(embedding, points, labels, previous, masks)
+        if learn:
+            part, dice_score = prompt_loss(logits, quality, targets, ambiguous=number == 1)
+            loss = loss + part
+            last = float(dice_score)
+            first = last if number == 1 else first
+        previous = prompt_maps.keep_clicks(logits[:, :1].detach().float(), points / 2 - 0.25, labels)
+    return loss / min(rounds, 2), first, last
+
+
+@torch.no_grad()
+def validation_scores(
+    model: Famsam, batches: Sequence[Tuple[Tensor, Tensor]], config: TrainConfig, clicks: int = 5
+) -> List[float]:
+    """Mean Dice after each of ``clicks`` clicks on fixed crops."""
+    totals, count = [0.0] * clicks, 0
+    for crops, targets in batches:
+        simulator = ClickSimulator(targets, Dice(1, targets.device))
+        with autocast(targets.device, config.precision):
+            embedding = expand(model.encode(crops), len(targets) // len(crops))
+            previous: Optional[Tensor] = None
+            for number in range(clicks):
+                simulator.click(previous)
+                previous, _ = model.decode(embedding, simulator.points_BN3, simulator.labels_BN, previous)
+                iou = true_iou(previous, targets)
+                totals[number] += float((2 * iou / (1 + iou)).sum())
+        count += len(targets)
+    return [total / count for total in totals]
+
+
+def autocast(device: torch.device, precision: str) -> Any:
+    """bf16 autocast or nothing."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+class Trainer:
+    """One run; ``run()`` trains to the end or to a time limit and may be called again to go on.
+
+    Args:
+        directory: the run's folder; made if absent, resumed if it holds a checkpoint.
+        source: where crops come from.
+        config, model_config: see ``TrainConfig`` and ``FamsamConfig``; ignored in favour of the run's own on resume.
+        device: where to train.
+    """
+
+    def __init__(
+        self,
+        directory: Union[str, Path],
+        source: Source,
+        config: Optional[TrainConfig] = None,
+        model_config: Optional[FamsamConfig] = None,
+        device: Optional[torch.device] = None,
+    ) -> None:
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.config = config or TrainConfig()
+        self.device = device or torch.device("cpu")
+        torch.manual_seed(self.config.seed)
+        self.model = Famsam(model_config).to(self.device)
+        if self.device.type == "cpu":
+            self.model = self.model.to(memory_format=torch.channels_last_3d)
+        self.average = torch.optim.swa_utils.AveragedModel(
+            self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(self.config.ema)
+        )
+        self.optimisers = _optimisers(self.model, self.config)
+        self.step = 0
+        self.seconds = 0.0
+        self.pool = CropPool(source, self.config, self.model, self.device)
+        if self.checkpoint_path.exists():
+            self._resume()
+        settings = {"train": dataclasses.asdict(self.config), "model": dataclasses.asdict(self.model.config)}
+        (self.directory / "config.json").write_text(json.dumps(settings, indent=1))
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.directory / "checkpoint.pt"
+
+    def run(self, time_limit_s: float = math.inf, progress: bool = False) -> None:
+        """Train until the last step or for ``time_limit_s`` seconds; a checkpoint is left either way."""
+        config, started = self.config, time.monotonic()
+        validation = self._validation_batches()
+        bar = tqdm(total=config.steps, initial=self.step, disable=not progress, unit="step", mininterval=5)
+        smooth = _Smoothed()
+        while self.step < config.steps and time.monotonic() - started < time_limit_s:
+            before = time.monotonic()
+            smooth.add(self._one_step())
+            self.step += 1
+            self.seconds += time.monotonic() - before
+            bar.update()
+            bar.set_postfix({name: f"{value:.3f}" for name, value in smooth.values.items()}, refresh=False)
+            if self.step % config.validate_every == 0 or self.step == config.steps:
+                scores = validation_scores(self.average.module, validation, config)
+                self._log(smooth.values, scores)
+            if self.step % config.checkpoint_every == 0:
+                self.save()
+        bar.close()
+        self.save()
+
+    def _one_step(self) -> Dict[str, float]:
+        config = self.config
+        dice = Dice(config.seed * 1_000_003 + self.step, self.device)
+        size, count = next((s, n) for until, s, n in config.sizes if self.step < until * config.steps)
+        crops, targets = self.pool.batch(size, count, dice)
+        rounds = 1 + dice.pick(config.round_weights)
+        self.model.train()
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = group["initial_lr"] * self._schedule()
+        with autocast(self.device, config.precision):
+            loss, first, last = training_loss(self.model, crops, targets, rounds, config, dice)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        if torch.isfinite(norm):
+            for optimiser in self.optimisers:
+                optimiser.step()
+            self.average.update_parameters(self.model)
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+        return {"loss": float(loss.detach()), "first": first, "last": last}
+
+    def _schedule(self) -> float:
+        """Warm-up, stable, then linear decay to zero; the factor on the learning rates."""
+        config = self.config
+        decay_steps = max(1, round(config.decay_fraction * config.steps))
+        return min(1.0, (self.step + 1) / config.warmup_steps, (config.steps - self.step) / decay_steps)
+
+    def _validation_batches(self) -> List[Tuple[Tensor, Tensor]]:
+        dice = Dice(987_654_321, self.device)
+        size = self.config.sizes[0][1]
+        pool = CropPool(self.pool.source, self.config, self.model, self.device)
+        return [pool.batch(size, 4, dice) for _ in range(10)]
+
+    def _log(self, values: Dict[str, float], scores: Sequence[float]) -> None:
+        path = self.directory / "log.csv"
+        row = {"step": self.step, "seconds": round(self.seconds), **{k: round(v, 4) for k, v in values.items()}}
+        row.update({f"dice{i + 1}": round(s, 4) for i, s in enumerate(scores)})
+        new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, list(row))
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        _LOG.info("%s", row)
+
+    def save(self) -> None:
+        """Write the checkpoint so that a crash in the middle leaves the old one."""
+        state = {
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        temporary = self.checkpoint_path.with_suffix(".tmp")
+        torch.save(state, temporary)
+        os.replace(temporary, self.checkpoint_path)
+
+    def _resume(self) -> None:
+        state = torch.load(self.checkpoint_path, map_location=self.device, weights_only=True)
+        try:
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            for optimiser, saved in zip(self.optimisers, state["optimisers"]):
+                rates = [group["initial_lr"] for group in optimiser.param_groups]
+                optimiser.load_state_dict(saved)
+                for group, rate in zip(optimiser.param_groups, rates):
+                    group["initial_lr"] = rate
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise CheckpointError(
+                f"Expected {self.checkpoint_path} to hold a run of this configuration; {error}. Give the configuration "
+                "it was started with, or another folder."
+            ) from error
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def averaged_model(self) -> Famsam:
+        """The weights that ship."""
+        model: Famsam = self.average.module
+        return model.eval()
+
+
+def _optimisers(model: Famsam, config: TrainConfig) -> List[torch.optim.Optimizer]:
+    matrices, others = [], []
+    for name, parameter in model.named_parameters():
+        in_block = ".blocks" in name and parameter.ndim == 2
+        (matrices if config.optimiser == "muon" and in_block else others).append(parameter)
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    made: List[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))]
+    if matrices:
+        made.append(torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
+    for optimiser in made:
+        for group in optimiser.param_groups:
+            group["initial_lr"] = group["lr"]
+    return made
+
+
+class _Smoothed:
+    """Running means for the log."""
+
+    def __init__(self) -> None:
+        self.values: Dict[str, float] = {}
+
+    def add(self, values: Dict[str, float]) -> None:
+        for name, value in values.items():
+            self.values[name] = 0.98 * self.values.get(name, value) + 0.02 * value
+
+
+def read_log(directory: Union[str, Path]) -> Iterator[Dict[str, float]]:
+    """The rows of a run's ``log.csv`` as numbers."""
+    with (Path(directory) / "log.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            yield {name: float(value) for name, value in row.items()}
