@@ -28,7 +28,8 @@ from torch import Tensor
 from .geometry import Box, Grid, Index3, bounding_box, intersect, memory_order
 
 # Sizes of the pieces of work, as measured to be fastest on a CPU; any others give the same result.
-_ROWS_PER_PRODUCT = 8  # rows of a band that are multiplied at a time, with only the columns that they need
+_BAND_ROWS = 8  # rows of a band that are multiplied at a time, with only the columns that they need
+_BAND_ROWS_FROM_RIGHT = 16  # the same where the band is the right-hand factor: its rows fill a vector register
 _VOXELS_PER_SLAB = 5 << 17  # voxels converted to float at a time
 
 
@@ -188,10 +189,10 @@ class _Band(NamedTuple):
         """The same for an input of that size that is read backwards."""
         return _Band(size - self.first - self.weights_rn.shape[1], self.weights_rn[:, ::-1])
 
-    def products(self) -> Iterator[Tuple[slice, slice, Tensor]]:
-        """(rows, columns, weights) of the pieces that are not zero; columns count from the first."""
-        for start in range(0, len(self.weights_rn), _ROWS_PER_PRODUCT):
-            piece = self.weights_rn[start : start + _ROWS_PER_PRODUCT]
+    def products(self, size: int = _BAND_ROWS) -> Iterator[Tuple[slice, slice, Tensor]]:
+        """(rows, columns, weights) of pieces of so many rows that are not zero; columns count from the first."""
+        for start in range(0, len(self.weights_rn), size):
+            piece = self.weights_rn[start : start + size]
             used = np.flatnonzero(piece.any(axis=0))
             if used.size:
                 columns = slice(int(used[0]), int(used[-1]) + 1)
@@ -251,7 +252,7 @@ def _apply(array_zyx: NDArray[Any], bands_zyx: Sequence[_Band]) -> Tensor:
         shrunk_ab = torch.zeros((rows_a, rows_b, n_c))
         for rows, columns, weights in bands[0].products():
             torch.mm(weights, shrunk_b[columns].flatten(1), out=shrunk_ab[rows].flatten(1))
-        for rows, columns, weights in bands[2].products():
+        for rows, columns, weights in bands[2].products(_BAND_ROWS_FROM_RIGHT):
             result_abc[:, :, rows] = shrunk_ab[:, :, columns] @ weights.T
     return result_abc.permute(*np.argsort(order).tolist()).contiguous()
 
