@@ -109,7 +109,7 @@ def three_plane_picture(
         for letter, (x, y, ha, va) in zip(plane.left_right_top_bottom, _SIDES):
             _write(axes, x, y, letter, colour=_FAINT_TEXT_COLOUR, weight="bold", size=11, ha=ha, va=va)
     _draw_scale_bar(figure.axes[0], float(upper_mm[2] - lower_mm[2]))
-    figure.text(0.01, 0.965, title, color=_TEXT_COLOUR, size=12, weight="bold", va="center")
+    figure.text(0.01, 0.965, title, color=_TEXT_COLOUR, size=12, weight="bold", va="center", parse_math=False)
     _draw_legend(figure, scene, mask_zyx)
     figure.savefig(path, dpi=150, facecolor=_BACKGROUND, format="png")
 
@@ -152,7 +152,8 @@ class _Scene(NamedTuple):
         scan_mm = np.array(self.voxels_zyx.shape) * self.spacing_zyx_mm
         object_mm = float((upper_mm - lower_mm).max())
         generous_mm = max(_SMALLEST_FIELD_MM, _MOST_FIELD_OVER_OBJECT * object_mm)
-        edge_mm = max(min(generous_mm, float(np.median(scan_mm))), _LEAST_FIELD_OVER_OBJECT * object_mm, 1.0)
+        needed_mm = min(_LEAST_FIELD_OVER_OBJECT * object_mm, float(scan_mm.max()))
+        edge_mm = max(min(generous_mm, float(np.median(scan_mm))), needed_mm, 1.0)
         middle_mm = (lower_mm + upper_mm) / 2
         # do not show more of the scan's outside than need be
         first_mm, last_mm = -self.spacing_zyx_mm / 2, scan_mm - self.spacing_zyx_mm / 2
