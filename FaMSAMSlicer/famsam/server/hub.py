@@ -1,0 +1,229 @@
+"""What is open on the server: scans, the sessions on them, and in which order their requests are answered."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import shutil
+import tempfile
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, AsyncIterator, Callable, Dict, Optional, TypeVar
+
+import anyio
+import anyio.to_thread
+
+from ..errors import FamsamError
+from ..session import Session
+from .fairness import FairTurns, SharedModel
+from .intake import Intake, take_in
+from .limits import MIB, Limits
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+WORKERS = 8
+
+
+class ServerError(FamsamError):
+    """A request that cannot be answered now; ``status`` is its HTTP status, ``code`` a word for programs."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+@dataclass(eq=False)
+class OpenScan:
+    """A scan in memory, and the private folder that it was read from."""
+
+    id: str
+    intake: Intake
+    folder: Path
+    used_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def volume(self) -> Any:
+        return self.intake.volume
+
+
+@dataclass(eq=False)
+class OpenSession:
+    """One segment's session; its requests are answered one after the other, in the order in which they came."""
+
+    id: str
+    scan: OpenScan
+    session: Session
+    used_s: float = field(default_factory=time.monotonic)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    waiting: int = 0
+    newest_request: int = 0
+
+
+class Hub:
+    """All that is open.
+
+    Args:
+        model: shared by all sessions.
+        limits: of everything.
+    """
+
+    def __init__(self, model: Any, limits: Limits) -> None:
+        self.model = model
+        self.limits = limits
+        self._turns = FairTurns()
+        self._scans: Dict[str, OpenScan] = {}
+        self._sessions: Dict[str, OpenSession] = {}
+        self._root = Path(tempfile.mkdtemp(prefix="famsam-server-"))  # readable by this user alone
+        self._threads = anyio.CapacityLimiter(WORKERS)
+        self._uploads = asyncio.Semaphore(limits.uploads_at_once)
+        self._arriving = 0
+        self._waiting = 0
+
+    def close(self) -> None:
+        """Forget every scan and remove what lies on disk."""
+        self._sessions.clear()
+        self._scans.clear()
+        shutil.rmtree(self._root, ignore_errors=True)
+
+    async def expire(self) -> None:
+        """Close what has been idle for too long, again and again."""
+        while True:
+            await asyncio.sleep(min(30.0, self.limits.idle_s / 4))
+            self.close_idle()
+
+    def close_idle(self) -> None:
+        """Close sessions and scans that nobody used for the idle time."""
+        oldest_s = time.monotonic() - self.limits.idle_s
+        for opened in [s for s in self._sessions.values() if s.used_s < oldest_s and not s.waiting]:
+            del self._sessions[opened.id]
+        in_use = {opened.scan.id for opened in self._sessions.values()}
+        for scan in [s for s in self._scans.values() if s.used_s < oldest_s and s.id not in in_use]:
+            self.close_scan(scan.id)
+
+    # Scans
+
+    @asynccontextmanager
+    async def arrival(self) -> AsyncIterator[Path]:
+        """A private folder for a scan that is about to be received; few at a time, the others wait unread."""
+        if len(self._scans) + self._arriving >= self.limits.volumes:
+            raise ServerError(503, "busy", f"{self.limits.volumes} scans are open already; close one, or try later")
+        self._arriving += 1
+        try:
+            async with self._uploads:
+                folder = Path(tempfile.mkdtemp(dir=self._root))
+                try:
+                    yield folder
+                except BaseException:
+                    shutil.rmtree(folder, ignore_errors=True)
+                    raise
+        finally:
+            self._arriving -= 1
+
+    async def open_scan(self, path: Path, folder: Path) -> OpenScan:
+        """Read what has arrived; to be called within ``arrival``."""
+        intake = await self.in_thread(take_in, path, folder, self.limits)
+        return self.add_scan(intake, folder)
+
+    def add_scan(self, intake: Intake, folder: Path) -> OpenScan:
+        """Keep a scan that was read."""
+        held = sum(scan.volume.voxels_zyx.nbytes for scan in self._scans.values())
+        if held + intake.volume.voxels_zyx.nbytes > self.limits.all_volumes_bytes:
+            raise ServerError(
+                503,
+                "busy",
+                f"the open scans take {held // MIB} of {self.limits.all_volumes_bytes // MIB} MiB; close one",
+            )
+        scan = OpenScan(secrets.token_urlsafe(18), intake, folder)
+        self._scans[scan.id] = scan
+        return scan
+
+    def scan(self, scan_id: str) -> OpenScan:
+        """The open scan of that id."""
+        found = self._scans.get(scan_id)
+        if found is None:
+            raise ServerError(404, "not_found", "no such scan is open here; it may have been closed after being idle")
+        found.used_s = time.monotonic()
+        return found
+
+    def close_scan(self, scan_id: str) -> None:
+        """Forget a scan, its sessions and its files."""
+        scan = self.scan(scan_id)
+        for opened in [s for s in self._sessions.values() if s.scan is scan]:
+            del self._sessions[opened.id]
+        del self._scans[scan.id]
+        shutil.rmtree(scan.folder, ignore_errors=True)
+
+    # Sessions
+
+    async def open_session(self, scan: OpenScan) -> OpenSession:
+        """A session on a scan."""
+        if len(self._sessions) >= self.limits.sessions:
+            raise ServerError(503, "busy", f"{self.limits.sessions} sessions are open already; close one, or try later")
+        shared: Any = SharedModel(self.model, self._turns)
+        session = Session(shared)
+        opened = OpenSession(secrets.token_urlsafe(18), scan, session)
+        self._sessions[opened.id] = opened
+        try:
+            await self.in_thread(session.set_image, scan.volume)
+        except BaseException:
+            del self._sessions[opened.id]
+            raise
+        return opened
+
+    def session(self, session_id: str) -> OpenSession:
+        """The open session of that id."""
+        found = self._sessions.get(session_id)
+        if found is None:
+            raise ServerError(
+                404, "not_found", "no such session is open here; it may have been closed after being idle"
+            )
+        found.used_s = found.scan.used_s = time.monotonic()
+        return found
+
+    def close_session(self, session_id: str) -> None:
+        """Forget a session."""
+        del self._sessions[self.session(session_id).id]
+
+    async def ask(self, session_id: str, work: Callable[[OpenSession], T], *, supersedable: bool = False) -> T:
+        """Do a session's work when its turn has come, in a thread.
+
+        Args:
+            session_id: whose.
+            work: called with the session.
+            supersedable: give up (409) if by its turn a newer request of the session has come.
+        """
+        opened = self.session(session_id)
+        if opened.waiting >= self.limits.waiting_per_session or self._waiting >= self.limits.waiting:
+            raise ServerError(
+                429, "busy", "too many requests are waiting already; wait for an answer before asking more"
+            )
+        opened.waiting += 1
+        self._waiting += 1
+        opened.newest_request += 1
+        mine = opened.newest_request
+        try:
+            async with opened.lock:
+                if supersedable and mine != opened.newest_request:
+                    raise ServerError(409, "superseded", "a newer request of this session took this one's place")
+                self.session(session_id)  # it may have been closed meanwhile
+                return await self.in_thread(work, opened)
+        finally:
+            opened.waiting -= 1
+            self._waiting -= 1
+
+    async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Run blocking work in one of the few worker threads."""
+        return await anyio.to_thread.run_sync(function, *args, limiter=self._threads)
+
+
+def hub_of(app: Any) -> Hub:
+    """The hub of a running application."""
+    hub: Optional[Hub] = getattr(app.state, "hub", None)
+    if hub is None:
+        raise ServerError(503, "busy", "the server is starting or stopping; try again in a moment")
+    return hub

@@ -1,0 +1,121 @@
+"""The API's requests and answers as types; FastAPI checks them and writes the OpenAPI description from them."""
+
+from __future__ import annotations
+
+from typing import Any, Dict, List, Optional, Tuple
+
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import Annotated, Literal
+
+Millimetres = Annotated[float, Field(ge=-1e5, le=1e5, allow_inf_nan=False)]
+Point = Tuple[Millimetres, Millimetres, Millimetres]
+VoxelIndex = Annotated[int, Field(ge=0, le=1 << 20)]
+Voxel = Tuple[VoxelIndex, VoxelIndex, VoxelIndex]
+Row = Tuple[float, float, float, float]
+Colour = Annotated[str, Field(pattern=r"^#[0-9A-Fa-f]{6}$", description="red, green, blue as #rrggbb")]
+
+
+class Body(BaseModel):
+    """A request; unknown fields are refused, so that a misspelt one does not go unnoticed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(BaseModel):
+    """What went wrong, in a sentence that may be shown to the user."""
+
+    detail: str
+    code: Annotated[str, Field(description="a word for programs, such as not_found, superseded or busy")]
+
+
+class ServerInfo(BaseModel):
+    name: Literal["famsam"] = "famsam"
+    version: str
+    model: str
+    device: str
+    paths_allowed: bool
+    limits: Dict[str, float]
+
+
+class PathRequest(Body):
+    path: Annotated[
+        str, Field(min_length=1, max_length=4096, description="a file or DICOM folder on the server")
+    ]
+
+
+class VolumeInfo(BaseModel):
+    id: str
+    size_xyz: Tuple[int, int, int]
+    spacing_mm: Tuple[float, float, float]
+    ras_from_ijk: Annotated[Tuple[Row, Row, Row, Row], Field(description="(x, y, z) index -> RAS mm")]
+    value_range: Tuple[float, float]
+    modality: Annotated[str, Field(description="as DICOM names it, or empty")]
+    is_dicom: Annotated[bool, Field(description="whether a DICOM SEG can be exported")]
+
+
+class SessionInfo(BaseModel):
+    id: str
+    volume_id: str
+
+
+class PointRequest(Body):
+    point_ras_mm: Point
+    positive: bool = True
+
+
+class MoveRequest(Body):
+    point_ras_mm: Point
+
+
+class BoxRequest(Body):
+    corners_ras_mm: Annotated[Tuple[Point, Point], Field(description="two opposite corners")]
+
+
+class MaskRequest(Body):
+    box_zyx: Annotated[
+        Optional[Tuple[Voxel, Voxel]], Field(description="half-open box that the bits fill; null for the whole image")
+    ] = None
+    bits: Annotated[
+        str, Field(max_length=32 << 20, description="bits, x fastest, lowest first; zlib; base64")
+    ]
+
+
+class StateRequest(Body):
+    state: Annotated[Dict[str, Any], Field(description="what an earlier answer gave as its state")]
+
+
+class Update(BaseModel):
+    """What an interaction changed."""
+
+    box_zyx: Annotated[
+        Optional[Tuple[Tuple[int, int, int], Tuple[int, int, int]]],
+        Field(description="half-open box around what changed; null if nothing did"),
+    ]
+    bits: Annotated[
+        str, Field(description="the mask in that box: bits, x fastest, lowest first; zlib; base64")
+    ]
+    voxels: Annotated[int, Field(description="size of the whole mask")]
+    quality: Annotated[Optional[float], Field(description="predicted overlap (IoU) with what is meant, 0 to 1")]
+    timings_ms: Dict[str, float]
+    state: Annotated[
+        Optional[Dict[str, Any]],
+        Field(description="the prompts with their history: keep it, and a later session restores from it"),
+    ]
+
+
+class StateAnswer(BaseModel):
+    state: Dict[str, Any]
+
+
+class ExportedSegment(Body):
+    session_id: Annotated[str, Field(max_length=100)]
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    colour: Colour
+
+
+class ExportRequest(Body):
+    format: Annotated[
+        Literal["nii.gz", "seg.nrrd", "dcm"],
+        Field(description="label map, 3D Slicer's segmentation, or DICOM SEG (only for scans that came as DICOM)"),
+    ]
+    segments: Annotated[List[ExportedSegment], Field(min_length=1, max_length=64)]

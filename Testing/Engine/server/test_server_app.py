@@ -1,0 +1,120 @@
+"""The session's verbs over HTTP, against the same verbs on a local session."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+
+from famsam import Session, Volume
+from famsam.server.packing import pack_bits, unpack_bits
+
+from server_fixtures import CENTRE_RAS_MM, RAS_FROM_IJK, SIZE_ZYX, ball_zyx
+
+OTHER_RAS_MM = (RAS_FROM_IJK @ (16, 14, 11, 1))[:3].tolist()
+
+
+@pytest.fixture
+def local(model: Any) -> Session:
+    made = Session(model)
+    made.set_image(Volume(ball_zyx(), RAS_FROM_IJK))
+    return made
+
+
+class Mirror:
+    """The mask as a client sees it: every answer's box pasted on what was there."""
+
+    def __init__(self, client: Any, session: str) -> None:
+        self._client, self._url = client, f"/v1/sessions/{session}"
+        self.mask_zyx = np.zeros(SIZE_ZYX, bool)
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        answer = self._client.request(method, self._url + path, json=body)
+        assert answer.status_code == 200, answer.text
+        update = answer.json()
+        if path != "/preview" and update["box_zyx"] is not None:
+            where = tuple(slice(low, high) for low, high in zip(*update["box_zyx"]))
+            self.mask_zyx[where] = unpack_bits(update["bits"], self.mask_zyx[where].shape)
+            assert update["voxels"] == self.mask_zyx.sum()
+        return update
+
+
+def test_verbs_agree_with_a_local_session(client: Any, session: str, local: Session) -> None:
+    remote = Mirror(client, session)
+    steps = [
+        ("POST", "/points", {"point_ras_mm": CENTRE_RAS_MM}, lambda: local.add_point(CENTRE_RAS_MM)),
+        (
+            "POST",
+            "/points",
+            {"point_ras_mm": OTHER_RAS_MM, "positive": False},
+            lambda: local.add_point(OTHER_RAS_MM, positive=False),
+        ),
+        ("POST", "/undo", None, local.undo),
+        ("POST", "/redo", None, local.redo),
+        ("PUT", "/points/1", {"point_ras_mm": CENTRE_RAS_MM}, lambda: local.move_point(1, CENTRE_RAS_MM)),
+        ("DELETE", "/points/0", None, lambda: local.remove_point(0)),
+        ("POST", "/boxes", {"corners_ras_mm": [[10, 10, 40], [-10, -10, 20]]}, lambda: local.add_box((-10, -10, 20), (10, 10, 40))),
+        ("POST", "/reset", None, local.reset),
+        ("POST", "/undo", None, local.undo),
+    ]
+    for method, path, body, verb in steps:
+        update = remote.ask(method, path, body)
+        expected = verb()
+        np.testing.assert_array_equal(remote.mask_zyx, expected.mask_zyx, err_msg=path)
+        assert update["quality"] == pytest.approx(expected.quality)
+        assert update["state"] == local.to_dict()
+    assert remote.mask_zyx.any()
+
+
+def test_preview_changes_nothing(client: Any, session: str, local: Session) -> None:
+    remote = Mirror(client, session)
+    remote.ask("POST", "/points", {"point_ras_mm": CENTRE_RAS_MM})
+    local.add_point(CENTRE_RAS_MM)
+    before = client.get(f"/v1/sessions/{session}/state").json()["state"]
+    update = remote.ask("POST", "/preview", {"point_ras_mm": OTHER_RAS_MM, "positive": False})
+    expected = local.preview(OTHER_RAS_MM, positive=False)
+    assert update["state"] is None
+    assert update["box_zyx"] == [list(corner) for corner in expected.changed_box_zyx]
+    assert client.get(f"/v1/sessions/{session}/state").json()["state"] == before
+
+
+def test_mask_in_and_out(client: Any, session: str) -> None:
+    remote = Mirror(client, session)
+    given = np.zeros(SIZE_ZYX, bool)
+    given[8:12, 9:15, 10:17] = True
+    remote.ask("PUT", "/mask", {"box_zyx": [[8, 9, 10], [12, 15, 17]], "bits": pack_bits(given[8:12, 9:15, 10:17])})
+    np.testing.assert_array_equal(remote.mask_zyx, given)
+    update = client.get(f"/v1/sessions/{session}/mask").json()
+    assert update["box_zyx"] == [[8, 9, 10], [12, 15, 17]] and update["voxels"] == given.sum()
+
+
+def test_restore_on_a_server_that_forgot(client: Any, volume: Any, session: str) -> None:
+    remote = Mirror(client, session)
+    remote.ask("POST", "/points", {"point_ras_mm": CENTRE_RAS_MM})
+    state = remote.ask("POST", "/points", {"point_ras_mm": OTHER_RAS_MM, "positive": False})["state"]
+    client.delete(f"/v1/sessions/{session}")
+    again = Mirror(client, client.post(f"/v1/volumes/{volume['id']}/sessions").json()["id"])
+    again.ask("PUT", "/state", {"state": state})
+    np.testing.assert_array_equal(again.mask_zyx, remote.mask_zyx)
+
+
+def test_sessions_do_not_see_one_another(client: Any, volume: Any, session: str) -> None:
+    other = client.post(f"/v1/volumes/{volume['id']}/sessions").json()["id"]
+    Mirror(client, session).ask("POST", "/points", {"point_ras_mm": CENTRE_RAS_MM})
+    assert client.get(f"/v1/sessions/{other}/mask").json()["voxels"] == 0
+
+
+def test_the_displayed_image_is_canonical_and_lies_where_the_scan_lies(client: Any, volume: Any) -> None:
+    answer = client.get(f"/v1/volumes/{volume['id']}/image.nii")
+    image = nibabel.Nifti1Image.from_bytes(answer.content)
+    assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
+    np.testing.assert_array_equal(np.asarray(image.dataobj)[::-1], ball_zyx().T)
+    np.testing.assert_allclose(image.affine @ (0, 0, 0, 1), RAS_FROM_IJK @ (SIZE_ZYX[2] - 1, 0, 0, 1))
+
+
+def test_the_answers_name_the_grid(volume: Any) -> None:
+    assert volume["size_xyz"] == list(SIZE_ZYX[::-1])
+    np.testing.assert_array_equal(volume["ras_from_ijk"], RAS_FROM_IJK)
+    assert not volume["is_dicom"]
