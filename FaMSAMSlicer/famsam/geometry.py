@@ -16,10 +16,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import permutations
 from typing import Any, Optional, Sequence, Tuple
 
 import numpy as np
-from nibabel.orientations import io_orientation
 from numpy.typing import NDArray
 
 from .errors import VolumeError
@@ -130,12 +130,13 @@ class CanonicalFrame:
 
     def __init__(self, native: Grid) -> None:
         self.native = native
-        # For every native ijk axis: the canonical one that it becomes, and +1 or -1.
-        orientation = io_orientation(native.ras_from_ijk)
-        sources_ijk = np.argsort(orientation[:, 0])
-        flips_ijk = orientation[sources_ijk, 1] < 0
+        # Which native ijk axis serves as x, y, z, and whether backwards: the choice with the largest sum of cosines.
+        cosines = native.ras_from_ijk[:3, :3] / native.spacing_xyz_mm
+        rows = [0, 1, 2]
+        sources_ijk = max(permutations(rows), key=lambda columns: np.abs(cosines[rows, columns]).sum())
+        flips_ijk = cosines[rows, sources_ijk] < 0
         # The same for array axes: canonical axis k is native axis ``_axes[k]``, read backwards if ``_flips[k]``.
-        self._axes: Tuple[int, ...] = tuple(2 - int(a) for a in sources_ijk[::-1])
+        self._axes: Tuple[int, ...] = tuple(2 - a for a in sources_ijk[::-1])
         self._flips: Tuple[bool, ...] = tuple(bool(f) for f in flips_ijk[::-1])
 
         size_zyx = (native.size_zyx[self._axes[0]], native.size_zyx[self._axes[1]], native.size_zyx[self._axes[2]])
