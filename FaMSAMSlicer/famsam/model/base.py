@@ -28,6 +28,8 @@ class PromptableModel(nn.Module):
     Class attributes tell the session how crops are to be made for this model.
     """
 
+    config: Any
+    """The sizes it was built with: a ``FamsamConfig`` or a ``Sam3DConfig``."""
     name: str = ""
     """The configuration's name: "famsam", "fastsam3d" or "sam_med3d"."""
     crop_size: int = 128

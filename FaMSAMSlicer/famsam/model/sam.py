@@ -38,6 +38,7 @@ class Sam3D(PromptableModel):
         self.config = config
         self.name = config.name
         self.crop_size = config.encoder.grid_size * config.encoder.patch_size
+        self.mask_size = 4 * config.encoder.grid_size
         self.newest_point_only = config.name == "fastsam3d"
         self.image_encoder = ImageEncoder(config.encoder)
         self.prompt_encoder = PromptEncoder(config)
@@ -80,13 +81,13 @@ class Sam3D(PromptableModel):
 
     def first_mask_logits(self, batch: int = 1) -> Tensor:
         """(batch, 1, 32, 32, 32) zeros: what the published code feeds through its mask branch at the first click."""
-        edge = self.crop_size // 4
+        edge = self.mask_size
         return torch.zeros(batch, 1, edge, edge, edge, device=self.device)
 
     def _check_prompts(
         self, embedding: Embedding, points_BN3: Tensor, labels_BN: Tensor, mask_logits_B1zyx: Optional[Tensor]
     ) -> None:
-        batch, edge = labels_BN.shape[0], self.crop_size // 4
+        batch, edge = labels_BN.shape[0], self.mask_size
         if labels_BN.ndim != 2 or points_BN3.shape != (*labels_BN.shape, 3):
             raise PromptError(
                 "Points must be (B, N, 3) and labels (B, N), "

@@ -1,0 +1,181 @@
+"""Where a model runs and in which precision: decided by what is there and by measurement."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.util
+import logging
+import platform
+import time
+from typing import Any, ContextManager, Dict, List, Optional
+
+import torch
+
+from .errors import ConfigError
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+WORTHWHILE_SPEEDUP = 1.5
+"""bf16 must multiply matrices this much faster than fp32 on a CPU to pay for the casts."""
+
+logger = logging.getLogger(__name__)
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """The device to run on.
+
+    Args:
+        device: "auto" (a CUDA GPU that works, else the CPU), "cpu", "cuda", "cuda:1", "mps". Apple's GPU is taken only
+            when asked for, since some 3D operators are still missing there.
+
+    Raises:
+        ConfigError: for another name, and for a device that is not there or does not work.
+    """
+    if device == "auto":
+        try:
+            return _usable(torch.device("cuda", 0)) if torch.cuda.is_available() else torch.device("cpu")
+        except ConfigError as error:
+            logger.warning("Falling back to the CPU: %s", error)
+            return torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(_unknown_device(device)) from error
+    if chosen.type == "cpu":
+        return torch.device("cpu")
+    if chosen.type == "cuda":
+        return _usable(_existing_gpu(chosen))
+    if chosen.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise ConfigError(f"No Apple GPU can be used with PyTorch {torch.__version__} here; use device 'cpu'.")
+        return _usable(chosen)
+    raise ConfigError(_unknown_device(device))
+
+
+def choose_precision(precision: str, device: torch.device) -> str:
+    """The precision to compute in on ``device``: "fp32", "bf16" or "fp16".
+
+    "auto" means bf16 (fp16 before compute capability 8.0) on a CUDA GPU, fp32 on Apple's, and on a CPU bf16 if a short
+    measurement, made once a process, finds it worth its casts.
+
+    Raises:
+        ConfigError: for another name, and for fp16 on a CPU.
+    """
+    if precision == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+        return "bf16" if device.type == "cpu" and _bf16_pays_on_cpu() else "fp32"
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision must be 'auto' or one of {PRECISIONS}, got {precision!r}.")
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError("fp16 is for GPUs; on the CPU use precision 'bf16' or 'fp32', or 'auto' to have it measured.")
+    return precision
+
+
+def autocast(device: torch.device, precision: str) -> ContextManager[Any]:
+    """A context in which matrix products and convolutions run in ``precision``; parameters keep their own."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def matmul_gflops(device: torch.device, precision: str, size: int = 512) -> float:
+    """Measured speed of (size/2, size) @ (size, 2 size) matrix products in GFLOP/s, the best of four."""
+    a = torch.randn(size // 2, size, device=device).to(DTYPES[precision])
+    b = torch.randn(size, 2 * size, device=device).to(DTYPES[precision])
+    seconds = []
+    for _ in range(4):
+        _synchronise(device)
+        start = time.perf_counter()
+        a @ b
+        _synchronise(device)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds) / 1e9
+
+
+def describe() -> Dict[str, Any]:
+    """What is installed, which device and precision would be used, and how fast they are (JSON-able)."""
+    import famsam
+
+    device = choose_device("auto")
+    devices = _devices()
+    for entry in devices:
+        here = torch.device(entry["device"])
+        precisions = ("fp32", "bf16") if here.type == "cpu" else PRECISIONS
+        size = 1024 if here.type == "cpu" else 4096
+        entry["matmul_gflops"] = {p: round(matmul_gflops(here, p, size), 1) for p in precisions}
+    return {
+        "famsam": {"version": famsam.__version__, "file": famsam.__file__},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in ("torch", "numpy", "SimpleITK", "nibabel", "flash_attn")},
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "precision": choose_precision("auto", device),
+        "devices": devices,
+    }
+
+
+def _existing_gpu(device: torch.device) -> torch.device:
+    if not torch.cuda.is_available():
+        build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+        raise ConfigError(
+            f"Device {str(device)!r} was asked for, but there is no usable NVIDIA GPU: PyTorch {torch.__version__} "
+            f"{build}. Use device 'cpu' or 'auto', or install a driver and a CUDA build of PyTorch."
+        )
+    count = torch.cuda.device_count()
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= count:
+        raise ConfigError(f"There is no 'cuda:{index}': the {count} GPUs here are 'cuda:0' to 'cuda:{count - 1}'.")
+    return torch.device("cuda", index)
+
+
+def _usable(device: torch.device) -> torch.device:
+    """``device`` if a small product on it comes out right; a GPU may be too old for this build of PyTorch, or full."""
+    try:
+        ones = torch.ones(8, 8, device=device)
+        if float((ones @ ones).sum()) == 512:
+            return device
+        problem = "a product of small matrices came out wrong"
+    except RuntimeError as error:
+        problem = str(error).splitlines()[0]
+    raise ConfigError(f"Device {str(device)!r} is there but does not work with PyTorch {torch.__version__}: {problem}")
+
+
+def _unknown_device(device: object) -> str:
+    return f"device must be 'auto', 'cpu', 'cuda', 'cuda:<index>' or 'mps', got {device!r}."
+
+
+@functools.cache
+def _bf16_pays_on_cpu() -> bool:
+    cpu = torch.device("cpu")
+    speeds = {precision: matmul_gflops(cpu, precision) for precision in ("fp32", "bf16")}
+    logger.info("Matrix products on the CPU, GFLOP/s: %s", speeds)
+    return speeds["bf16"] >= WORTHWHILE_SPEEDUP * speeds["fp32"]
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _devices() -> List[Dict[str, Any]]:
+    found: List[Dict[str, Any]] = [{"device": "cpu", "name": platform.processor() or platform.machine()}]
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory_gib = round(properties.total_memory / 2**30, 1)
+        found.append({"device": f"cuda:{index}", "name": properties.name, "memory_gib": memory_gib})
+    if torch.backends.mps.is_available():
+        found.append({"device": "mps", "name": platform.processor() or platform.machine()})
+    return found
+
+
+def _version(package: str) -> Optional[str]:
+    """Version of an importable package, or None; asked of the package itself (Slicer hides some metadata)."""
+    if importlib.util.find_spec(package) is None:
+        return None
+    return str(getattr(importlib.import_module(package), "__version__", "unknown"))

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import json
+import logging
+import sys
+
+import pytest
+import torch
+from famsam import runtime
+from famsam.errors import ConfigError
+from famsam.runtime import autocast, choose_device, choose_precision, describe, matmul_gflops
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh_measurement():
+    runtime._bf16_pays_on_cpu.cache_clear()
+    yield
+    runtime._bf16_pays_on_cpu.cache_clear()
+
+
+def no_gpu(monkeypatch, cuda_build=None):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda_build)
+
+
+def test_the_cpu_is_always_there():
+    assert choose_device("cpu") == CPU
+    assert choose_device("cpu:0") == CPU
+
+
+def test_auto_takes_the_cpu_without_a_gpu(monkeypatch):
+    no_gpu(monkeypatch)
+    assert choose_device("auto") == choose_device() == CPU
+
+
+def test_auto_falls_back_from_a_gpu_that_does_not_work(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    if torch.cuda.device_count():
+        monkeypatch.setattr(torch, "ones", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("no kernel image")))
+    else:
+        monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: (_ for _ in ()).throw(RuntimeError("no kernel image")))
+    with caplog.at_level(logging.WARNING, "famsam"):
+        assert choose_device("auto") == CPU
+    assert "Falling back to the CPU" in caplog.text
+
+
+@pytest.mark.parametrize(("build", "words"), [(None, "is built without CUDA"), ("12.4", "is built for CUDA 12.4")])
+def test_a_missing_gpu_is_explained(monkeypatch, build, words):
+    no_gpu(monkeypatch, build)
+    for device in ("cuda", "cuda:1"):
+        with pytest.raises(ConfigError, match=f"{device}.*{words}.*'cpu'"):
+            choose_device(device)
+
+
+def test_a_gpu_out_of_range_is_explained(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"no 'cuda:7'.*2 GPUs.*'cuda:0' to 'cuda:1'"):
+        choose_device("cuda:7")
+
+
+def test_apples_gpu_must_be_there(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="No Apple GPU"):
+        choose_device("mps")
+
+
+@pytest.mark.parametrize("device", ["gpu", "", "xpu", "cuda:x", "meta", None])
+def test_other_devices_are_refused(device):
+    with pytest.raises(ConfigError, match="device must be"):
+        choose_device(device)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_chosen_precision_is_kept(precision):
+    assert choose_precision(precision, CPU) == precision
+
+
+@pytest.mark.parametrize(
+    ("precision", "message"), [("fp16", "is for GPUs"), ("int8", "must be 'auto'"), ("", "must be")]
+)
+def test_other_precisions_are_refused(precision, message):
+    with pytest.raises(ConfigError, match=message):
+        choose_precision(precision, CPU)
+
+
+@pytest.mark.parametrize(("bf16_gflops", "chosen"), [(200.0, "bf16"), (140.0, "fp32"), (50.0, "fp32")])
+def test_auto_precision_on_a_cpu_follows_one_measurement(monkeypatch, bf16_gflops, chosen):
+    measured = []
+    speeds = {"fp32": 100.0, "bf16": bf16_gflops}
+    monkeypatch.setattr(runtime, "matmul_gflops", lambda device, precision: measured.append(1) or speeds[precision])
+    assert [choose_precision("auto", CPU) for _ in range(3)] == [chosen] * 3
+    assert len(measured) == 2
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16")])
+def test_auto_precision_on_a_gpu_follows_its_capability(monkeypatch, capability, chosen):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision("auto", torch.device("cuda", 0)) == chosen
+
+
+def test_auto_precision_on_apples_gpu_is_fp32():
+    assert choose_precision("auto", torch.device("mps")) == "fp32"
+
+
+def test_autocast_computes_in_the_precision():
+    a = torch.ones(4, 4)
+    with autocast(CPU, "bf16"):
+        assert (a @ a).dtype == torch.bfloat16
+    with autocast(CPU, "fp32"):
+        assert (a @ a).dtype == torch.float32
+
+
+def test_speeds_are_positive():
+    assert all(matmul_gflops(CPU, precision, size=64) > 0 for precision in ("fp32", "bf16"))
+
+
+def test_the_description_is_json_and_true():
+    import famsam
+
+    found = json.loads(json.dumps(describe()))
+    assert found["famsam"] == {"version": famsam.__version__, "file": famsam.__file__}
+    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert found["packages"]["torch"] == torch.__version__
+    assert {"numpy", "SimpleITK", "nibabel", "flash_attn"} <= set(found["packages"])
+    assert found["threads"] == torch.get_num_threads()
+    assert found["device"] in [entry["device"] for entry in found["devices"]]
+    assert found["precision"] == choose_precision("auto", torch.device(found["device"]))
+    assert found["devices"][0]["device"] == "cpu"
+    assert set(found["devices"][0]["matmul_gflops"]) == {"fp32", "bf16"}
