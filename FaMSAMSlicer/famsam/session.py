@@ -154,11 +154,11 @@ class Session:
 
     @property
     def can_undo(self) -> bool:
-        return self._at > 0
+        return self._state is not self._history[0]
 
     @property
     def can_redo(self) -> bool:
-        return self._at + 1 < len(self._history)
+        return self._state is not self._history[-1]
 
     # --- prompts ---
 
