@@ -34,6 +34,8 @@ class PromptableModel(nn.Module):
     """The configuration's name: "famsam", "fastsam3d" or "sam_med3d"."""
     crop_size: int = 128
     """Voxels along each edge of a crop."""
+    mask_size: int = 64
+    """Voxels along each edge of the low-resolution logits that ``decode`` gives and takes."""
     crop_axes: str = "zyx"
     """Order of a crop's three spatial axes (and of point coordinates): "zyx", or "xyz" as the published code has it."""
     spacing_mm: Optional[float] = None

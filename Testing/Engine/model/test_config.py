@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from famsam.errors import ConfigError
 from famsam.model import (
     MODEL_NAMES,
@@ -15,6 +16,7 @@ from famsam.model import (
     default_config,
     with_attention,
 )
+from famsam.model.famsam import FamsamConfig
 from famsam.model.sam_config import FASTSAM3D, SAM_MED3D, DecoderConfig, Sam3DConfig, VitConfig
 
 
@@ -80,6 +82,22 @@ def test_the_ablation_is_two_by_two():
     assert all(
         replace(config.encoder, attention=AttentionPattern()) == FASTSAM3D.encoder for config in configs.values()
     )
+
+
+def test_the_ablation_runs_on_the_default_model():
+    small = FamsamConfig(stem_channels=(8, 8, 8, 8), token_channels=16, depth=1, decoder_channels=(8, 8, 8))
+    crop = torch.rand(1, 1, 128, 128, 128, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    weights = build_model("famsam", small).state_dict()
+    tokens = {}
+    for name, config in attention_ablation(small).items():
+        model = build_model("famsam", config).eval()
+        model.load_state_dict(weights)
+        with torch.inference_mode():
+            tokens[name] = model.encode(crop).tokens
+        assert tokens[name].shape == (1, 16, 8, 8, 8)
+    torch.testing.assert_close(tokens["dense"], tokens["dense+flash"], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tokens["sparse"], tokens["sparse+flash"], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sam", "", "SAM_MED3D"])

@@ -11,7 +11,8 @@ from famsam.errors import PromptError, VolumeError
 from famsam.model import AttentionPattern, attention_ablation, build_model, with_attention
 from famsam.model.sam import Sam3D
 from famsam.model.sam_config import FASTSAM3D, SAM_MED3D
-from tiny_models import CROP_B1ZYX, LABELS_BN, POINTS_BN3, TINY, tiny_model
+from famsam.runtime import autocast
+from tiny_models import CROP_B1ZYX, LABELS_BN, POINTS_BN3, TINY, answer, tiny_model
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
@@ -123,6 +124,65 @@ def test_patches_and_upscaling_equal_plain_convolutions(model):
     x = torch.randn(1, 3, 4, 5, 48)
     plain = torch.nn.functional.conv_transpose3d(x.movedim(-1, 1), up.weight, up.bias, stride=2)
     torch.testing.assert_close(up(x), plain.movedim(1, -1), **CLOSE)
+
+
+KNOWN = {
+    # Every quarter of the values of the embedding and of the alternatives' logits, and the alternatives' predicted IoU,
+    # from the implementation that reproduces the published outputs.
+    "sam_med3d": (
+        [-0.04393, -0.40193, 0.60214, 0.69242],
+        [-0.41814, -0.40163, -0.1781, -0.5776],
+        [0.06896, 0.35541, 0.31343],
+    ),
+    "fastsam3d": (
+        [-0.44595, 0.40002, -0.6015, 0.16637],
+        [-0.4121, -0.42827, -0.16553, 0.07809],
+        [-0.94362, -1.67518, -0.1567],
+    ),
+}
+
+
+def test_known_answers(model):
+    embedding = model.encode(CROP_B1ZYX)
+    logits, iou = model.decode(embedding, POINTS_BN3, LABELS_BN, model.first_mask_logits(), multimask=True)
+    found = [t.flatten()[:: t.numel() // 4] for t in (embedding.tokens, logits)] + [iou.flatten()]
+    for values, known in zip(found, KNOWN[model.name]):
+        torch.testing.assert_close(values, torch.tensor(known), rtol=0, atol=5e-5)
+
+
+def test_the_grid_has_the_code_of_points_with_the_first_two_axes_swapped(model):
+    encoder = model.prompt_encoder
+    code = encoder.grid_code()
+    centre_of_3_1_2 = torch.tensor([[[1, 3, 2]]]) * 4 + 1.5
+    token = encoder(centre_of_3_1_2, torch.tensor([[1]]), None)[0][0, 0]
+    torch.testing.assert_close(token - encoder.point_embeddings[1].weight[0], code[3, 1, 2], **CLOSE)
+
+
+def test_position_code_is_sine_cosine_sine(model):
+    layer = model.prompt_encoder.pe_layer
+    phase = 2 * np.pi * (2 * torch.tensor([0.1, 0.5, 0.8]) - 1) @ layer.positional_encoding_gaussian_matrix
+    torch.testing.assert_close(
+        layer(torch.tensor([0.1, 0.5, 0.8])), torch.cat([phase.sin(), phase.cos(), phase.sin()]), **CLOSE
+    )
+
+
+def test_the_first_self_attention_replaces_the_tokens(model):
+    first, second = model.mask_decoder.transformer.layers
+    tokens, codes, image = torch.randn(1, 7, 48), torch.randn(1, 7, 48), torch.randn(1, 64, 48)
+    before_norm = []
+    for layer in (first, second):
+        layer.norm1.register_forward_pre_hook(lambda module, inputs: before_norm.append(inputs[0]))
+        layer(tokens, image, codes, torch.zeros(64, 48))
+    coded = tokens + codes
+    torch.testing.assert_close(before_norm[0], first.self_attn(tokens, tokens, tokens), **CLOSE)
+    torch.testing.assert_close(before_norm[1], tokens + second.self_attn(coded, coded, tokens), **CLOSE)
+
+
+def test_bf16_stays_near_fp32(model):
+    exact = answer(model)
+    with autocast(torch.device("cpu"), "bf16"):
+        found = answer(model)
+    assert relative_error(found.float(), exact) < 0.03
 
 
 def test_no_mask_and_an_empty_mask_differ(model):
@@ -241,3 +301,5 @@ def test_what_the_session_must_know():
         assert (model.crop_axes, model.spacing_mm, model.takes_boxes, model.half_on_cpu) == ("xyz", 1.5, False, False)
         assert model.crop_size == 16 and model.device.type == "cpu"
     assert student.newest_point_only and not teacher.newest_point_only
+    for model in (student, teacher):
+        assert answer(model).shape[2:] == (model.mask_size,) * 3
