@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Iterator, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,7 @@ WRITABLE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
 
 PICK_ONE = "pick one volume of a series, or one channel, with voxels[k] or voxels[..., k]"
 
+_DICOM_SLICE_THICKNESS = "0018|0050"
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MM_PER_NIFTI_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}
 
@@ -49,7 +51,8 @@ def read_image(path: Path, *, series_uid: Optional[str] = None, ras_from_ijk: An
         raise VolumeError(f"there is no file or folder {str(path)!r}")
     try:
         if path.is_dir():
-            return _read_dicom_folder(path, series_uid)
+            with _no_itk_warnings():
+                return _read_dicom_folder(path, series_uid)
         suffix = _suffix(path, NIBABEL_SUFFIXES + SIMPLEITK_SUFFIXES + NUMPY_SUFFIXES)
         if suffix in NUMPY_SUFFIXES:
             return _read_numpy(path, ras_from_ijk)
@@ -119,8 +122,11 @@ def _read_simpleitk(path: Path) -> StoredImage:
             f"the size {tuple(size_xyz)}; {PICK_ONE}"
         )
     image = reader.Execute()
-    voxels = sitk.GetArrayFromImage(image).reshape([*size_xyz, 1][2::-1])
-    return StoredImage(voxels, _ras_from_ijk(image))
+    matrix = _ras_from_ijk(image)
+    thickness = reader.GetMetaData(_DICOM_SLICE_THICKNESS) if reader.HasMetaDataKey(_DICOM_SLICE_THICKNESS) else ""
+    if size_xyz[2:] == [1] and thickness.strip():  # ITK makes a lone slice 1 mm thick
+        matrix[:3, 2] *= float(thickness) / np.linalg.norm(matrix[:3, 2])
+    return StoredImage(sitk.GetArrayFromImage(image).reshape([*size_xyz, 1][2::-1]), matrix)
 
 
 def _ras_from_ijk(image: Any) -> NDArray[np.float64]:
@@ -140,6 +146,10 @@ def _read_dicom_folder(folder: Path, series_uid: Optional[str]) -> StoredImage:
     series = {uid: find.GetGDCMSeriesFileNames(str(folder), uid) for uid in find.GetGDCMSeriesIDs(str(folder))}
     if not series:
         raise VolumeError(f"the folder {str(folder)!r} holds no DICOM images; name the folder with the series' files")
+    found = {Path(name).name for names in series.values() for name in names}
+    left_out = sorted(file.name for file in folder.iterdir() if file.name not in found and _is_dicom(file))
+    if left_out:
+        logger.warning("%s: DICOM files that cannot be read are left out: %s", folder, ", ".join(left_out))
     listed = ", ".join(f"{uid} ({len(names)} files)" for uid, names in series.items())
     if series_uid is None:
         series_uid = max(series, key=lambda uid: len(series[uid]))
@@ -155,6 +165,26 @@ def _read_dicom_folder(folder: Path, series_uid: Optional[str]) -> StoredImage:
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(names)
     return StoredImage(sitk.GetArrayFromImage(reader.Execute()), matrix)
+
+
+@contextmanager
+def _no_itk_warnings() -> Iterator[None]:
+    """ITK writes to the console what is reported here, in words, to the log."""
+    import SimpleITK as sitk
+
+    shown = sitk.ProcessObject.GetGlobalWarningDisplay()
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalWarningDisplay(shown)
+
+
+def _is_dicom(path: Path) -> bool:
+    if not path.is_file() or path.name.upper() == "DICOMDIR":
+        return False
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
 
 
 def _ordered_slices(names: Sequence[str], called: str) -> Tuple[Sequence[str], NDArray[np.float64]]:
