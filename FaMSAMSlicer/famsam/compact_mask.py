@@ -75,7 +75,7 @@ class CompactMask:
     def replaced(self, region_zyx: Box, voxels_zyx: NDArray[np.bool_], origin_zyx: Size) -> CompactMask:
         """This mask with ``region_zyx`` replaced by voxels (of a part of the region that begins at ``origin_zyx``)."""
         end = tuple(o + n for o, n in zip(origin_zyx, voxels_zyx.shape))
-        whole = union(self.box_zyx, (origin_zyx, end) if voxels_zyx.size else None)  # type: ignore[arg-type]
+        whole = union(self.box_zyx, (origin_zyx, end) if voxels_zyx.size else None)
         if whole is None:
             return self
         out = self.within(whole)
@@ -83,7 +83,7 @@ class CompactMask:
         if cleared is not None:
             out[_slices(cleared, whole[0])] = False
         if voxels_zyx.size:
-            out[_slices((origin_zyx, end), whole[0])] = voxels_zyx  # type: ignore[arg-type]
+            out[_slices((origin_zyx, end), whole[0])] = voxels_zyx
         return CompactMask.of(self.size_zyx, out, whole[0])
 
     def changed_box(self, other: CompactMask) -> Optional[Box]:

@@ -1,6 +1,6 @@
 """The family of errors that the engine raises on purpose.
 
-Every message says what was expected, what came and what to do about it, so that a host may show it to the user as it is.
+Every message says what was expected, what came and what to do about it, so that a host may show it as it is.
 """
 
 from __future__ import annotations

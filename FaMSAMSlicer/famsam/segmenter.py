@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .compact_mask import CompactMask
-from .geometry import Box
+from .geometry import Box, Grid
 from .model.base import Embedding, PromptableModel
 from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE
 from .resample import CropBox, extract_crop, mask_to_crop, paste_logits
@@ -165,9 +165,10 @@ class Segmenter:
         if mask.box_zyx is None:
             return None
         origin = mask.box_zyx[0]
-        centre = tuple(c - o for c, o in zip(view.center_zyx, origin))
-        shifted = CropBox(centre, view.spacing_mm, view.size)  # type: ignore[arg-type]
-        share = mask_to_crop(mask.voxels(), _resized(self.grid, mask.box_size_zyx), shifted, self._logits_size())
+        z, y, x = (c - o for c, o in zip(view.center_zyx, origin))
+        part = Grid(mask.box_size_zyx, self.grid.ras_from_ijk)
+        shifted = CropBox((z, y, x), view.spacing_mm, view.size)
+        share = mask_to_crop(mask.voxels(), part, shifted, self.model.mask_size)
         if not bool((share > 0).any()):
             return None
         return (PRIOR_LOGIT * (2 * share - 1)).to(self.model.device)[None, None]
@@ -192,7 +193,7 @@ class Segmenter:
     ) -> Tuple[Tensor, float]:
         points, labels = self._points_in(view, prompts)
         with _Clock(self._timings, "decode"), autocast(self.model.device, self.model.precision):
-            given = None if prior is None else self._oriented(prior)
+            given = self.model.first_mask_logits() if prior is None else self._oriented(prior)
             logits, quality = self.model.decode(embedding, points, labels, given)
         return self._oriented(logits.float()), float(quality[0, 0].clamp(0, 1))
 
@@ -200,10 +201,10 @@ class Segmenter:
         """The prompts that lie in a view, as the model takes them: (1, N, 3), (1, N)."""
         crop_points = view.points_to_crop(prompts.points_zyx, self.grid)
         labels = np.asarray(prompts.labels)
-        in_view = ((crop_points >= -0.5) & (crop_points <= view.size - 0.5)).all(axis=1)
+        in_view: NDArray[np.bool_] = ((crop_points >= -0.5) & (crop_points <= view.size - 0.5)).all(axis=1)
         is_corner = (labels == BOX_LOWER) | (labels == BOX_UPPER)
         if self.model.takes_boxes:
-            in_view |= is_corner
+            in_view = in_view | is_corner
         else:
             crop_points, labels, in_view = _boxes_as_clicks(crop_points, labels, in_view)
         crop_points, labels = crop_points[in_view], labels[in_view]
@@ -217,9 +218,6 @@ class Segmenter:
     def _oriented(self, cube: Tensor) -> Tensor:
         """(1, 1, z, y, x) to the model's axis order, and back: reversing the axes is its own inverse."""
         return cube.permute(0, 1, 4, 3, 2).contiguous() if self.model.crop_axes == "xyz" else cube
-
-    def _logits_size(self) -> int:
-        return self.model.crop_size // (2 if self.model.spacing_mm is None else 4)
 
     def _refined(self, view: CropBox, logits: Tensor, prompts: Prompts) -> Tensor:
         """Logits of a coarse view on a grid 2 to 4 times as fine, its border decoded again through closer tiles."""
@@ -240,8 +238,8 @@ class Segmenter:
         for origin in origins:
             where = (slice(None), slice(None), *(slice(o, o + n) for o in origin))
             centre_crop = (np.array(origin) + (n - 1) / 2 + 0.5) * view.size / (n * factor) - 0.5
-            centre = tuple(float(c) for c in view.points_from_crop(centre_crop, self.grid))
-            tile = CropBox(centre, view.spacing_mm / factor, view.size)  # type: ignore[arg-type]
+            z, y, x = (float(c) for c in view.points_from_crop(centre_crop, self.grid))
+            tile = CropBox((z, y, x), view.spacing_mm / factor, view.size)
             part, _ = self._decode(self._embedding(tile), tile, prompts, whole[where].clamp(-6, 6))
             total[where] += taper * part
             weight[where] += taper
@@ -324,10 +322,6 @@ def _boxes_as_clicks(
         points[i] = (points[i] + points[i + 1]) / 2
         labels[i], in_view[i], in_view[i + 1] = POSITIVE, True, False
     return points, labels, in_view
-
-
-def _resized(grid, size_zyx: Tuple[int, int, int]):  # type: ignore[no-untyped-def]
-    return type(grid)(size_zyx, grid.ras_from_ijk)
 
 
 def _piece_at(

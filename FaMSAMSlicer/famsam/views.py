@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Optional, Sequence, Tuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .errors import ConfigError
 from .geometry import Grid
@@ -59,17 +59,17 @@ class ViewChooser:
         self.finest_mm = self._on_ladder(options.finest_voxels * float(np.median(grid.spacing_zyx_mm)), math.ceil)
         self.coarsest_mm = max(self.finest_mm, self._on_ladder(float(self.extent_mm.max()) / (0.9 * size), math.ceil))
 
-    def first(self, point_zyx: Sequence[float]) -> CropBox:
+    def first(self, point_zyx: ArrayLike) -> CropBox:
         """The first look at whatever is at a point (canonical index)."""
         return self.around(np.asarray(point_zyx), self.options.first_spacing_mm, point_zyx)
 
-    def for_object(self, low_zyx: FloatArray, high_zyx: FloatArray, must_see_zyx: Sequence[float]) -> CropBox:
+    def for_object(self, low_zyx: FloatArray, high_zyx: FloatArray, must_see_zyx: ArrayLike) -> CropBox:
         """A view in which the object in an index box spans the wanted share; ``must_see_zyx`` is well inside."""
         extent_mm = float(((high_zyx - low_zyx) * self.grid.spacing_zyx_mm).max())
         spacing = extent_mm / (self.options.wanted_share * self.size)
         return self.around((low_zyx + high_zyx - 1) / 2, spacing, must_see_zyx)
 
-    def around(self, centre_zyx: FloatArray, spacing_mm: float, must_see_zyx: Sequence[float]) -> CropBox:
+    def around(self, centre_zyx: FloatArray, spacing_mm: float, must_see_zyx: ArrayLike) -> CropBox:
         """A view of about this centre and spacing.
 
         Along an axis that the view covers wholly it is centred on the scan; elsewhere the centre lies on the lattice,
@@ -89,7 +89,7 @@ class ViewChooser:
         return CropBox(tuple(float(c) for c in centre_mm / voxel_mm), float(spacing), self.size)  # type: ignore[arg-type]
 
     def better(
-        self, view: CropBox, low: FloatArray, high: FloatArray, must_see_zyx: Sequence[float]
+        self, view: CropBox, low: FloatArray, high: FloatArray, must_see_zyx: ArrayLike
     ) -> Optional[CropBox]:
         """Another view for an object that spans ``low`` to ``high`` of this view, or None if this one will do.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
+import torch
 from torch import Tensor
 
 from ..errors import ConfigError
@@ -16,7 +17,6 @@ from .attention import AttentionPattern
 from .base import Embedding, PromptableModel
 from .famsam_encoder import FamsamEncoder, contrast_limited_equalisation
 from .fusion_decoder import FusionDecoder
-
 
 SPARSE = AttentionPattern(group_size=128, dilation=4)
 """Of the 512 tokens of a crop, every fourth attends to its like."""
@@ -86,6 +86,7 @@ class Famsam(PromptableModel):
             [config.decoder_attention] * config.decoder_depth,
             config.mask_count,
         )
+        self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def normalise(self, crop_B1ZYX: Tensor, inside_B1ZYX: Tensor) -> Tensor:
         return contrast_limited_equalisation(crop_B1ZYX, inside_B1ZYX)

@@ -189,6 +189,7 @@ def _unfold(folded: Tensor) -> Tensor:
 def _foreground_mean(features_BCzyx: Tensor, folded_logits_B8zyx: Tensor) -> Tensor:
     """Mean of the features over the mask's probability, (B, C)."""
     probability = folded_logits_B8zyx.detach().float().mean(1, keepdim=True).sigmoid()
-    weights_BM = F.adaptive_avg_pool3d(probability, features_BCzyx.shape[2:]).flatten(2).clamp_min(1e-4)
+    z, y, x = features_BCzyx.shape[2:]
+    weights_BM = F.adaptive_avg_pool3d(probability, (z, y, x)).flatten(2).clamp_min(1e-4)
     features_BCM = features_BCzyx.flatten(2).float()
     return (features_BCM @ weights_BM.transpose(1, 2))[..., 0] / weights_BM.sum(2)

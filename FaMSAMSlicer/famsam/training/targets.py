@@ -5,7 +5,7 @@ Masks are at the logits' resolution (half the crop's) as soft fractions; points 
 
 from __future__ import annotations
 
-from typing import List, Optional
+from typing import List, Optional, Sequence
 
 import cc3d
 import edt
@@ -47,9 +47,9 @@ def draw_targets(sample: Sample, count: int, dice: Dice) -> List[Tensor]:
     return targets
 
 
-def _with_descendants(label: int, parents: Optional[List[int]]) -> List[int]:
+def _with_descendants(label: int, parents: Sequence[int]) -> List[int]:
     family = [label]
-    for child, parent in enumerate(parents or []):
+    for child, parent in enumerate(parents):
         if parent in family and child > label:
             family.append(child)
     return family

@@ -15,7 +15,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from ..errors import CheckpointError, ConfigError
 from ..model import prompt_maps
 from ..model.base import Embedding
 from ..model.famsam import Famsam, FamsamConfig
+from ..runtime import autocast
 from .losses import prompt_loss, true_iou
 from .sample import Dice, Sample
 from .synthetic import synthetic_sample
@@ -204,11 +205,6 @@ def validation_scores(
     return [total / count for total in totals]
 
 
-def autocast(device: torch.device, precision: str) -> Any:
-    """bf16 autocast or nothing."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
 class Trainer:
     """One run; ``run()`` trains to the end or to a time limit and may be called again to go on.
 
@@ -233,8 +229,6 @@ class Trainer:
         self.device = device or torch.device("cpu")
         torch.manual_seed(self.config.seed)
         self.model = Famsam(model_config).to(self.device)
-        if self.device.type == "cpu":
-            self.model = self.model.to(memory_format=torch.channels_last_3d)
         self.average = torch.optim.swa_utils.AveragedModel(
             self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(self.config.ema)
         )
@@ -265,7 +259,7 @@ class Trainer:
             bar.update()
             bar.set_postfix({name: f"{value:.3f}" for name, value in smooth.values.items()}, refresh=False)
             if self.step % config.validate_every == 0 or self.step == config.steps:
-                scores = validation_scores(self.average.module, validation, config)
+                scores = validation_scores(self.averaged_model(), validation, config)
                 self._log(smooth.values, scores)
             if self.step % config.checkpoint_every == 0:
                 self.save()
@@ -350,12 +344,14 @@ class Trainer:
 
     def averaged_model(self) -> Famsam:
         """The weights that ship."""
-        model: Famsam = self.average.module
+        model = self.average.module
+        assert isinstance(model, Famsam)
         return model.eval()
 
 
 def _optimisers(model: Famsam, config: TrainConfig) -> List[torch.optim.Optimizer]:
-    matrices, others = [], []
+    matrices: List[nn.Parameter] = []
+    others: List[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         in_block = ".blocks" in name and parameter.ndim == 2
         (matrices if config.optimiser == "muon" and in_block else others).append(parameter)

@@ -1,0 +1,84 @@
+"""Pictures of training: the learning curve of a run and a gallery of what the generator makes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Optional, Tuple, Union
+
+import numpy as np
+import torch
+
+from ..errors import MissingDependencyError
+from ..model.famsam_encoder import contrast_limited_equalisation
+from .sample import Dice
+from .synthetic import synthetic_sample
+from .targets import draw_targets
+from .trainer import read_log
+
+
+def learning_curve(run_directory: Union[str, Path]) -> Optional[Path]:
+    """Draw ``curve.png`` from a run's log: loss, and Dice after 1, 3 and 5 clicks on the validation crops.
+
+    Returns:
+        The file, or None if the run has not been validated yet.
+    """
+    directory = Path(run_directory)
+    if not (directory / "log.csv").exists():
+        return None
+    rows = list(read_log(directory))
+    figure = _figure((9, 4))
+    losses, scores = figure.subplots(1, 2)
+    steps = [row["step"] for row in rows]
+    losses.plot(steps, [row["loss"] for row in rows], color="tab:gray")
+    losses.set(xlabel="step", ylabel="training loss (running mean)")
+    for clicks in (1, 3, 5):
+        scores.plot(steps, [row[f"dice{clicks}"] for row in rows], label=f"{clicks} click{'s' if clicks > 1 else ''}")
+    scores.set(xlabel="step", ylabel="Dice on validation crops", ylim=(0, 1))
+    scores.grid(alpha=0.3)
+    scores.legend()
+    path = directory / "curve.png"
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    return path
+
+
+def gallery(path: Union[str, Path], count: int, size: int, seed: int, device: torch.device) -> None:
+    """Write a PNG of ``count`` synthetic samples: the normalised image, its anatomy, and the structures to click on.
+
+    Args:
+        size: edge of the crops in voxels.
+        seed: of the first sample; the others follow.
+    """
+    figure = _figure((1.6 * count, 5))
+    rows = figure.subplots(3, count, squeeze=False)
+    for column in range(count):
+        sample = synthetic_sample(size, seed + column, device)
+        image = contrast_limited_equalisation(sample.image_ZYX[None, None], sample.inside_ZYX[None, None])[0, 0]
+        targets = draw_targets(sample, 3, Dice(seed + column, device))
+        outlines = sum((t.long() * (i + 1) for i, t in enumerate(targets)), torch.zeros_like(sample.labels_ZYX))
+        busy = outlines.flatten(1).bool().sum(1)
+        plane = int(busy.argmax()) if bool(busy.any()) else size // 2
+        _show(rows[0, column], image[plane], "gray", (-1, 1))
+        _show(rows[1, column], sample.labels_ZYX[plane] % 20, "tab20", (0, 19))
+        _show(rows[2, column], outlines[plane], "viridis", (0, 3))
+    for axes, label in zip(rows[:, 0], ("image", "anatomy", "targets")):
+        axes.set_ylabel(label)
+    figure.savefig(Path(path), dpi=110, bbox_inches="tight")
+
+
+def _show(axes: Any, plane_YX: torch.Tensor, colours: str, limits: Tuple[float, float]) -> None:
+    axes.imshow(np.asarray(plane_YX.cpu()), cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _figure(size: Tuple[float, float]) -> Any:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingDependencyError(
+            f'The picture needs matplotlib, which is not installed: pip install "famsam[plots]" ({error})'
+        ) from error
+    figure = Figure(figsize=size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
