@@ -203,7 +203,7 @@ def _intensity_band(positions: NDArray[np.float64], scale: float, size: int, ins
     """Linear interpolation at the positions, averaged over the width that ``scale`` asks for; zero rows outside."""
     if not inside.any():
         return _Band(0, np.zeros((len(positions), 0), dtype=np.float32))
-    width = float(np.sqrt(max(scale**2 - 1, 1e-6)))
+    width = float(np.sqrt(max(scale**2 - 1, 1e-12)))
     low, high = positions - width / 2, positions + width / 2
     taps = np.arange(np.floor(low[inside].min()), np.ceil(high[inside].max()) + 1).astype(int)
     weights = (_hat_integral(high[:, None] - taps) - _hat_integral(low[:, None] - taps)) / width * inside[:, None]
