@@ -8,7 +8,7 @@ from famsam import resample
 from famsam.geometry import CanonicalFrame, Grid, bounding_box, box_slices
 from famsam.resample import CropBox, extract_crop, mask_to_crop, paste_logits, sample_logits
 from grids import affine, affines, sizes_zyx
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 CT_LIKE = Grid((20, 24, 28), affine((0.7, 0.7, 1)))
@@ -188,7 +188,6 @@ def test_any_number_type_and_a_read_only_array(dtype):
     )
 
 
-@settings(deadline=None)
 @given(affines(), sizes_zyx(8), st.floats(0.5, 4))
 def test_crops_do_not_depend_on_how_the_scan_is_stored(ras_from_ijk, size_zyx, spacing_mm):
     frame = CanonicalFrame(Grid(size_zyx, ras_from_ijk))
@@ -241,7 +240,6 @@ def test_logits_are_interpolated_between_their_centres(grid, n):
     np.testing.assert_allclose(sample_logits(logits, grid, box, part_box), expected[1:, 1:, 1:], atol=1e-5)
 
 
-@settings(deadline=None)
 @given(sizes_zyx(12), boxes, st.sampled_from((1, 2, 5)), st.integers(0, 9), st.sampled_from((0.0, 0.7, -0.7)))
 def test_pasting_keeps_all_that_lies_above_the_threshold(size_zyx, box, n, seed, threshold):
     grid = Grid(size_zyx, affine((0.8, 1, 2.5)))

@@ -123,7 +123,7 @@ def test_singular_geometry_is_refused(ramp_zyx):
 # Files
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     size_zyx=sizes_zyx(),
     ras_from_ijk=affines(),
@@ -496,7 +496,7 @@ def test_a_mask_from_another_grid_is_refused(tmp_path, ramp_zyx):
             read_mask(tmp_path / "mask.nii", volume)
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(affines(), sizes_zyx(4), st.sampled_from((".nii", ".nrrd", ".mha")), st.data())
 def test_masks_survive_writing_and_reading(tmp_path, ras_from_ijk, size_zyx, suffix, data):
     assume(np.prod(size_zyx) > 1)
