@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import zlib
 from dataclasses import dataclass
 from typing import Any, Dict, Optional, Tuple
@@ -112,16 +113,18 @@ class CompactMask:
         """
         try:
             size = tuple(int(n) for n in state["size_zyx"])
+            if len(size) != 3 or min(size) < 1:
+                raise ValueError(f"size {size}")
             if state["box_zyx"] is None:
-                return cls.empty(size)  # type: ignore[arg-type]
+                return cls.empty(size)
             low, high = (tuple(int(v) for v in corner) for corner in state["box_zyx"])
-            count = int(np.prod([h - a for a, h in zip(low, high)]))
-            unpacker = zlib.decompressobj()
-            bits = unpacker.decompress(base64.b64decode(state["bits"]), (count + 7) // 8 + 1)
-            fits = len(size) == len(low) == len(high) == 3 and all(0 <= a < h <= n for a, h, n in zip(low, high, size))
-            if not fits or len(bits) != (count + 7) // 8:
-                raise ValueError(f"box {low} to {high} of {size} with {len(bits)} bytes")
-        except (KeyError, TypeError, ValueError, zlib.error) as error:
+            if not len(low) == len(high) == 3 or not all(0 <= a < h <= n for a, h, n in zip(low, high, size)):
+                raise ValueError(f"box {low} to {high} of {size}")
+            count = (math.prod(h - a for a, h in zip(low, high)) + 7) // 8
+            bits = zlib.decompressobj().decompress(base64.b64decode(state["bits"]), count + 1)
+            if len(bits) != count:
+                raise ValueError(f"box {low} to {high} with {len(bits)} bytes of voxels")
+        except (KeyError, TypeError, ValueError, OverflowError, zlib.error) as error:
             raise PromptError(f"Expected a mask as CompactMask.to_dict writes it, got {error!r}.") from error
         return cls(size, (low, high), bits)  # type: ignore[arg-type]
 
