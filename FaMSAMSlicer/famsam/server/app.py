@@ -233,7 +233,8 @@ async def set_mask(request: Request, session_id: str, body: MaskRequest) -> Upda
 
     def work(session: Session) -> Result:
         size = session.volume.grid.size_zyx
-        box = body.box_zyx or ((0, 0, 0), size)
+        given = body.box_zyx or [[0, 0, 0], list(size)]
+        box: Any = tuple(tuple(corner) for corner in given)
         if clip(box, size) != box:
             raise PromptError(f"the box must lie in the image, (z, y, x) from 0 to {size}, got {box}")
         mask = np.zeros(size, dtype=bool)
@@ -344,13 +345,12 @@ def _check_saved_mask(saved: Dict[str, Any], session: Session) -> None:
 
 def _volume_info(scan: OpenScan) -> VolumeInfo:
     grid = scan.volume.grid
-    matrix: Any = tuple(tuple(row) for row in grid.ras_from_ijk.tolist())
     return VolumeInfo(
         id=scan.id,
-        size_xyz=tuple(grid.size_zyx[::-1]),
-        spacing_mm=tuple(grid.spacing_xyz_mm.tolist()),
-        ras_from_ijk=matrix,
-        value_range=scan.volume.value_range,
+        size_xyz=list(grid.size_zyx[::-1]),
+        spacing_mm=grid.spacing_xyz_mm.tolist(),
+        ras_from_ijk=grid.ras_from_ijk.tolist(),
+        value_range=list(scan.volume.value_range),
         modality=scan.intake.modality,
         is_dicom=scan.intake.dicom_folder is not None,
     )
@@ -360,7 +360,7 @@ def _update(opened: OpenSession, result: Result, *, whole: bool = False, with_st
     box = result.box_zyx if whole else result.changed_box_zyx
     mask_box = result.box_zyx
     return Update(
-        box_zyx=box,
+        box_zyx=None if box is None else [list(corner) for corner in box],
         bits="" if box is None else pack_bits(result.mask_in(box)),
         voxels=0 if mask_box is None else int(np.count_nonzero(result.mask_in(mask_box))),
         quality=float(result.quality),

@@ -186,9 +186,7 @@ def _check_header(path: Path, kind: str, max_bytes: int) -> None:
             raise VolumeError("the NIfTI header announces its voxels at an impossible place in the file")
         stored = path.stat().st_size
         if kind == "nii" and announced + image.dataobj.offset > stored and announced <= max_bytes:
-            raise VolumeError(
-                f"the NIfTI header announces {announced} bytes of voxels, the file has {stored} in all"
-            )
+            raise VolumeError(f"the NIfTI header announces {announced} bytes of voxels, the file has {stored} in all")
     else:
         with path.open("rb") as file:
             text = file.read(_HEADER_BYTES)

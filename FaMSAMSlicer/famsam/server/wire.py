@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, List, Optional
 
 from pydantic import BaseModel, ConfigDict, Field
 from typing_extensions import Annotated, Literal
 
 Millimetres = Annotated[float, Field(ge=-1e5, le=1e5, allow_inf_nan=False)]
-Point = Tuple[Millimetres, Millimetres, Millimetres]
+Point = Annotated[List[Millimetres], Field(min_length=3, max_length=3)]
 VoxelIndex = Annotated[int, Field(ge=0, le=1 << 20)]
-Voxel = Tuple[VoxelIndex, VoxelIndex, VoxelIndex]
-Row = Tuple[float, float, float, float]
+Voxel = Annotated[List[VoxelIndex], Field(min_length=3, max_length=3)]
+VoxelBox = Annotated[List[Voxel], Field(min_length=2, max_length=2)]
+Size = Annotated[List[int], Field(min_length=3, max_length=3)]
+Lengths = Annotated[List[float], Field(min_length=3, max_length=3)]
+Matrix = Annotated[List[Annotated[List[float], Field(min_length=4, max_length=4)]], Field(min_length=4, max_length=4)]
 Colour = Annotated[str, Field(pattern=r"^#[0-9A-Fa-f]{6}$", description="red, green, blue as #rrggbb")]
 
 
@@ -38,17 +41,15 @@ class ServerInfo(BaseModel):
 
 
 class PathRequest(Body):
-    path: Annotated[
-        str, Field(min_length=1, max_length=4096, description="a file or DICOM folder on the server")
-    ]
+    path: Annotated[str, Field(min_length=1, max_length=4096, description="a file or DICOM folder on the server")]
 
 
 class VolumeInfo(BaseModel):
     id: str
-    size_xyz: Tuple[int, int, int]
-    spacing_mm: Tuple[float, float, float]
-    ras_from_ijk: Annotated[Tuple[Row, Row, Row, Row], Field(description="(x, y, z) index -> RAS mm")]
-    value_range: Tuple[float, float]
+    size_xyz: Size
+    spacing_mm: Lengths
+    ras_from_ijk: Annotated[Matrix, Field(description="(x, y, z) index -> RAS mm")]
+    value_range: Annotated[List[float], Field(min_length=2, max_length=2)]
     modality: Annotated[str, Field(description="as DICOM names it, or empty")]
     is_dicom: Annotated[bool, Field(description="whether a DICOM SEG can be exported")]
 
@@ -68,16 +69,14 @@ class MoveRequest(Body):
 
 
 class BoxRequest(Body):
-    corners_ras_mm: Annotated[Tuple[Point, Point], Field(description="two opposite corners")]
+    corners_ras_mm: Annotated[List[Point], Field(min_length=2, max_length=2, description="two opposite corners")]
 
 
 class MaskRequest(Body):
     box_zyx: Annotated[
-        Optional[Tuple[Voxel, Voxel]], Field(description="half-open box that the bits fill; null for the whole image")
+        Optional[VoxelBox], Field(description="half-open box that the bits fill; null for the whole image")
     ] = None
-    bits: Annotated[
-        str, Field(max_length=32 << 20, description="bits, x fastest, lowest first; zlib; base64")
-    ]
+    bits: Annotated[str, Field(max_length=32 << 20, description="bits, x fastest, lowest first; zlib; base64")]
 
 
 class StateRequest(Body):
@@ -88,12 +87,10 @@ class Update(BaseModel):
     """What an interaction changed."""
 
     box_zyx: Annotated[
-        Optional[Tuple[Tuple[int, int, int], Tuple[int, int, int]]],
+        Optional[VoxelBox],
         Field(description="half-open box around what changed; null if nothing did"),
     ]
-    bits: Annotated[
-        str, Field(description="the mask in that box: bits, x fastest, lowest first; zlib; base64")
-    ]
+    bits: Annotated[str, Field(description="the mask in that box: bits, x fastest, lowest first; zlib; base64")]
     voxels: Annotated[int, Field(description="size of the whole mask")]
     quality: Annotated[Optional[float], Field(description="predicted overlap (IoU) with what is meant, 0 to 1")]
     timings_ms: Dict[str, float]

@@ -9,16 +9,14 @@ import pytest
 for package in ("fastapi", "uvicorn", "httpx"):
     pytest.importorskip(package, reason="the server's tests need the extras 'server' and 'test'")
 
-import httpx
-from server_fixtures import TEST_LIMITS, ball_zyx, live, nifti_bytes, upload
-
-from famsam.server.app import create_app
+import httpx  # noqa: E402
+from famsam.server.app import create_app  # noqa: E402
+from server_fixtures import TEST_LIMITS, ball_zyx, live, nifti_bytes, upload  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def model() -> Any:
     import torch
-
     from famsam.model.famsam import Famsam
 
     torch.manual_seed(0)

@@ -9,13 +9,19 @@ import zipfile
 from contextlib import contextmanager
 from typing import Any, Iterator
 
+import httpx
 import nibabel
 import numpy as np
-import httpx
 from famsam.server.limits import MIB, Limits
 
 TEST_LIMITS = Limits(
-    upload_bytes=8 * MIB, volume_bytes=4 * MIB, body_bytes=1 * MIB, volumes=6, sessions=8, prompts=6, read_timeout_s=60.0
+    upload_bytes=8 * MIB,
+    volume_bytes=4 * MIB,
+    body_bytes=1 * MIB,
+    volumes=6,
+    sessions=8,
+    prompts=6,
+    read_timeout_s=60.0,
 )
 SIZE_ZYX = (20, 24, 28)
 RAS_FROM_IJK = np.array([[-1.5, 0, 0, 20], [0, 2, 0, -25], [0, 0, 2.5, 5], [0, 0, 0, 1.0]])  # left to right is reversed

@@ -7,10 +7,8 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-
 from famsam import Session, Volume
 from famsam.server.packing import pack_bits, unpack_bits
-
 from server_fixtures import CENTRE_RAS_MM, RAS_FROM_IJK, SIZE_ZYX, ball_zyx
 
 OTHER_RAS_MM = (RAS_FROM_IJK @ (16, 14, 11, 1))[:3].tolist()
@@ -55,7 +53,12 @@ def test_verbs_agree_with_a_local_session(client: Any, session: str, local: Sess
         ("POST", "/redo", None, local.redo),
         ("PUT", "/points/1", {"point_ras_mm": CENTRE_RAS_MM}, lambda: local.move_point(1, CENTRE_RAS_MM)),
         ("DELETE", "/points/0", None, lambda: local.remove_point(0)),
-        ("POST", "/boxes", {"corners_ras_mm": [[10, 10, 40], [-10, -10, 20]]}, lambda: local.add_box((-10, -10, 20), (10, 10, 40))),
+        (
+            "POST",
+            "/boxes",
+            {"corners_ras_mm": [[10, 10, 40], [-10, -10, 20]]},
+            lambda: local.add_box((-10, -10, 20), (10, 10, 40)),
+        ),
         ("POST", "/reset", None, local.reset),
         ("POST", "/undo", None, local.undo),
     ]

@@ -1,0 +1,398 @@
+"""A session on a famsam server, with the verbs of ``famsam.Session``, for programs that have no torch.
+
+    connection = Connection("http://127.0.0.1:8765", token=None)
+    session = RemoteSession(connection)
+    session.set_image(volume)
+    result = session.add_point((r, a, s))
+
+Only numpy, nibabel (through ``Volume``) and the standard library are needed. A session keeps its scan and its prompts
+here: when the server is back after a lost connection, or was restarted, the next verb sends both again and goes on.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import ssl
+import threading
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import FamsamError, PromptError, SessionError
+from .geometry import Box, bounding_box, box_slices
+from .server.nrrd import nrrd_chunks
+from .server.packing import pack_bits, unpack_bits
+from .volume import Volume
+
+Point3 = Sequence[float]
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class ServerRefusal(FamsamError):
+    """The server answered, and said no; the message is its sentence.
+
+    Attributes:
+        status: of HTTP.
+        code: a word for programs, such as "not_found", "superseded", "busy" or "wrong_token".
+    """
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+
+
+class ConnectionLostError(FamsamError):
+    """The server cannot be reached. A later verb tries again, and goes on from the prompts."""
+
+
+class Superseded(FamsamError):
+    """A newer request of the same session took the place of this preview or move."""
+
+
+class Connection:
+    """One server; safe to use from several threads, each of which gets a connection of its own.
+
+    Args:
+        address: such as ``http://127.0.0.1:8765`` or ``https://scans.example.org``.
+        token: what the server asks for; None if it asks for none.
+        timeout_s: of one answer.
+        tls: for a certificate that the system does not know; by default the system's own checks.
+
+    Raises:
+        ConnectionLostError: the address is no http or https address.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        token: Optional[str] = None,
+        timeout_s: float = 120.0,
+        tls: Optional[ssl.SSLContext] = None,
+    ) -> None:
+        text = address.strip()
+        parts = urlsplit(text if "://" in text else f"http://{text}")
+        try:
+            port = parts.port
+        except ValueError:
+            port = -1
+        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+            raise ConnectionLostError(f"expected a server's address such as http://127.0.0.1:8765, got {address!r}")
+        self.address = f"{parts.scheme}://{parts.netloc}"
+        self.is_local = parts.hostname in _LOOPBACK
+        self._scheme, self._host, self._port = parts.scheme, parts.hostname, port
+        self._token, self._timeout_s, self._tls = token, timeout_s, tls
+        self._of_thread = threading.local()
+
+    def get(self, path: str) -> Any:
+        """The answer's JSON."""
+        return self.request("GET", path)
+
+    def request(self, method: str, path: str, body: Any = None, chunks: Optional[Iterator[bytes]] = None) -> Any:
+        """Send JSON, or bytes chunk by chunk, and return the answer's JSON (bytes if it is something else).
+
+        Raises:
+            ServerRefusal: the server said no.
+            ConnectionLostError: there is no server, or it went away.
+        """
+        headers = {"Accept": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
+        content: Any = None
+        if chunks is not None:
+            headers["Content-Type"], headers["Transfer-Encoding"] = "application/octet-stream", "chunked"
+            content = chunks
+        elif body is not None:
+            headers["Content-Type"], content = "application/json", json.dumps(body).encode()
+        status, kind, answer = self._exchange(method, path, content, headers, may_repeat=chunks is None)
+        parsed = json.loads(answer) if kind.startswith("application/json") and answer else answer
+        if status >= 400:
+            problem = parsed if isinstance(parsed, dict) else {}
+            detail = problem.get("detail") or f"the server at {self.address} answered with status {status}"
+            raise ServerRefusal(status, str(problem.get("code", "")), str(detail))
+        return parsed
+
+    def close(self) -> None:
+        """Close this thread's connection."""
+        kept = getattr(self._of_thread, "connection", None)
+        if kept is not None:
+            kept.close()
+            self._of_thread.connection = None
+
+    def _exchange(
+        self, method: str, path: str, content: Any, headers: Dict[str, str], may_repeat: bool
+    ) -> Tuple[int, str, bytes]:
+        kept: Optional[http.client.HTTPConnection] = getattr(self._of_thread, "connection", None)
+        fresh = kept is None
+        if kept is None:
+            kept = self._of_thread.connection = self._connect()
+        try:
+            kept.request(method, path, body=content, headers=headers, encode_chunked="Transfer-Encoding" in headers)
+            answer = kept.getresponse()
+            return answer.status, answer.headers.get("Content-Type", ""), answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            if isinstance(error, http.client.RemoteDisconnected) and not fresh and may_repeat:
+                # The server closed the kept connection while it was idle: nothing was asked on it yet.
+                return self._exchange(method, path, content, headers, may_repeat=False)
+            raise ConnectionLostError(
+                f"there is no connection to the server at {self.address} ({error or type(error).__name__}). "
+                "Check that it runs and that the address is right; work goes on from the prompts when it is back"
+            ) from error
+
+    def _connect(self) -> http.client.HTTPConnection:
+        if self._scheme == "https":
+            return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=self._tls)
+        return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+
+
+class RemotePrompt(NamedTuple):
+    """A prompt in force, as ``famsam.Session.prompts`` has them."""
+
+    description: Dict[str, Any]
+
+    def to_dict(self) -> Dict[str, Any]:
+        """As ``famsam.Session.to_dict`` writes it."""
+        return self.description
+
+
+class RemoteResult:
+    """What an interaction led to; the same attributes as ``famsam.Result``.
+
+    Attributes:
+        changed_box_zyx: half-open box outside of which the mask is what it was; None if nothing changed.
+        quality: predicted IoU with what was meant, 0..1.
+        timings_ms: the server's.
+    """
+
+    def __init__(self, before: NDArray[np.bool_], update: Dict[str, Any]) -> None:
+        box = update["box_zyx"]
+        self.changed_box_zyx: Optional[Box] = None if box is None else (tuple(box[0]), tuple(box[1]))
+        self.quality = float(update["quality"] or 0.0)
+        self.timings_ms: Dict[str, float] = update["timings_ms"]
+        self._before, self._dense = before, None if self.changed_box_zyx else before
+        self._bits = update["bits"]
+
+    @property
+    def mask_zyx(self) -> NDArray[np.bool_]:
+        """bool (z, y, x), the whole image grid."""
+        if self._dense is None:
+            assert self.changed_box_zyx is not None
+            dense = self._before.copy()
+            where = box_slices(self.changed_box_zyx)
+            size: Any = dense[where].shape
+            dense[where] = unpack_bits(self._bits, size)
+            self._dense = dense
+        return self._dense
+
+    def mask_in(self, box_zyx: Box) -> NDArray[np.bool_]:
+        """The mask within a half-open box of the image grid, (z, y, x) bool."""
+        return self.mask_zyx[box_slices(box_zyx)].copy()
+
+    @property
+    def box_zyx(self) -> Optional[Box]:
+        """The smallest half-open box of the image grid that holds the mask; None if it is empty."""
+        return bounding_box(self.mask_zyx)
+
+
+class RemoteSession:
+    """``famsam.Session`` on a server: the same verbs, the same errors.
+
+    Besides ``PromptError`` and ``SessionError``, every verb may raise ``ConnectionLostError`` (try again later),
+    ``Superseded`` (previews and moves only) and ``ServerRefusal``. Undo reaches back to the last restart of the server.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._volume: Optional[Volume] = None
+        self._volume_id: Optional[str] = None
+        self._session_id: Optional[str] = None
+        self._state: Optional[Dict[str, Any]] = None
+        self._mask_zyx: NDArray[np.bool_] = np.zeros((0, 0, 0), bool)
+        self._quality = 0.0
+        self._lock = threading.RLock()
+
+    # --- the scan ---
+
+    def set_image(self, volume: Volume) -> None:
+        """Send a scan; prompts, mask and history of an earlier one are gone."""
+        if not isinstance(volume, Volume):
+            raise SessionError(f"Expected a famsam.Volume (see famsam.read_volume), got {type(volume).__name__}.")
+        with self._lock:
+            self.close()
+            self._volume, self._state, self._quality = volume, None, 0.0
+            self._mask_zyx = np.zeros(volume.grid.size_zyx, bool)
+            self._open()
+
+    @property
+    def volume(self) -> Volume:
+        """The scan."""
+        if self._volume is None:
+            raise SessionError("Expected an image before prompts: call set_image(volume) first.")
+        return self._volume
+
+    def another(self) -> RemoteSession:
+        """A session for another segment of the same scan, which is not sent again."""
+        with self._lock:
+            sibling = RemoteSession(self.connection)
+            sibling._volume, sibling._volume_id = self.volume, self._volume_id
+            sibling._mask_zyx = np.zeros(self.volume.grid.size_zyx, bool)
+            return sibling
+
+    def close(self) -> None:
+        """Let the server forget the session; its scan goes when nobody uses it any more."""
+        with self._lock:
+            session_id, self._session_id, self._volume_id = self._session_id, None, None
+            if session_id is not None:
+                try:
+                    self.connection.request("DELETE", f"/v1/sessions/{session_id}")
+                except (ServerRefusal, ConnectionLostError):
+                    return  # it is gone already, or will expire
+
+    # --- what is there ---
+
+    @property
+    def prompts(self) -> Tuple[RemotePrompt, ...]:
+        """All prompts in force, in order."""
+        listed: List[Dict[str, Any]] = self._state["prompts"] if self._state else []
+        return tuple(RemotePrompt(entry) for entry in listed)
+
+    @property
+    def result(self) -> RemoteResult:
+        """The result as it stands, without a changed box."""
+        return RemoteResult(self._mask_zyx, {"box_zyx": None, "bits": "", "quality": self._quality, "timings_ms": {}})
+
+    # --- prompts ---
+
+    def add_point(self, point_ras_mm: Point3, positive: bool = True) -> RemoteResult:
+        """Click at a point: include (positive) or exclude (negative) what is there."""
+        return self._verb("POST", "/points", {"point_ras_mm": _numbers(point_ras_mm), "positive": bool(positive)})
+
+    def add_box(self, corner_ras_mm: Point3, opposite_ras_mm: Point3) -> RemoteResult:
+        """Frame the structure: lower and upper corner, each coordinate of the first below the second's."""
+        lower, upper = _numbers(corner_ras_mm), _numbers(opposite_ras_mm)
+        if any(a >= b for a, b in zip(lower, upper)):
+            raise PromptError(
+                f"Expected a box's lower corner and then its upper one, each RAS coordinate growing; got {lower} and "
+                f"{upper}. Swap the coordinates that fall."
+            )
+        return self._verb("POST", "/boxes", {"corners_ras_mm": [lower, upper]})
+
+    def set_mask(self, mask_zyx: Any) -> RemoteResult:
+        """Start from a mask that is already there, (z, y, x) on the image grid; earlier prompts end (undo returns)."""
+        mask = np.asarray(mask_zyx)
+        if mask.shape != self.volume.grid.size_zyx:
+            raise PromptError(
+                f"Expected a mask of the image's shape (z, y, x) = {self.volume.grid.size_zyx}, got {mask.shape}."
+            )
+        inside = mask != 0
+        box = bounding_box(inside) or ((0, 0, 0), (1, 1, 1))
+        return self._verb("PUT", "/mask", {"box_zyx": box, "bits": pack_bits(inside[box_slices(box)])})
+
+    def preview(self, point_ras_mm: Point3, positive: bool = True) -> RemoteResult:
+        """The result as if clicked; nothing is changed."""
+        body = {"point_ras_mm": _numbers(point_ras_mm), "positive": bool(positive)}
+        return RemoteResult(self._mask_zyx, self._ask("POST", "/preview", body))
+
+    def move_point(self, index: int, point_ras_mm: Point3) -> RemoteResult:
+        """Move the point prompt ``prompts[index]``."""
+        return self._verb("PUT", f"/points/{int(index)}", {"point_ras_mm": _numbers(point_ras_mm)})
+
+    def remove_point(self, index: int) -> RemoteResult:
+        """Take back ``prompts[index]``, point or box."""
+        return self._verb("DELETE", f"/points/{int(index)}")
+
+    # --- history ---
+
+    def undo(self) -> RemoteResult:
+        """Back to before the last verb that changed something."""
+        return self._verb("POST", "/undo")
+
+    def redo(self) -> RemoteResult:
+        """Forward again after an undo."""
+        return self._verb("POST", "/redo")
+
+    def reset(self) -> RemoteResult:
+        """No prompts, no mask; undo returns."""
+        return self._verb("POST", "/reset")
+
+    # --- persistence ---
+
+    def to_dict(self) -> Dict[str, Any]:
+        """What ``famsam.Session.to_dict`` gives; a local session restores from it as well."""
+        if self._state is None:
+            self._state = self._ask("GET", "/state")["state"]
+        return self._state
+
+    def restore(self, state: Dict[str, Any]) -> RemoteResult:
+        """Prompts that ``to_dict`` wrote for this image."""
+        return self._verb("PUT", "/state", {"state": state})
+
+    # --- inside ---
+
+    def _verb(self, method: str, path: str, body: Any = None) -> RemoteResult:
+        with self._lock:
+            update = self._ask(method, path, body)
+            result = RemoteResult(self._mask_zyx, update)
+            self._mask_zyx, self._state, self._quality = result.mask_zyx, update["state"], result.quality
+            return result
+
+    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+        """One request; a session that the server forgot is opened again first, from the scan and the prompts."""
+        if self._volume is None:
+            raise SessionError("Expected an image before prompts: call set_image(volume) first.")
+        if self._session_id is None:
+            with self._lock:
+                self._open()
+        try:
+            return self._sent(method, path, body)
+        except ServerRefusal as refusal:
+            if refusal.code != "not_found":
+                raise
+            with self._lock:
+                self._open()
+            return self._sent(method, path, body)
+
+    def _sent(self, method: str, path: str, body: Any) -> Any:
+        try:
+            return self.connection.request(method, f"/v1/sessions/{self._session_id}{path}", body)
+        except ServerRefusal as refusal:
+            if refusal.code == "superseded":
+                raise Superseded(str(refusal)) from None
+            if refusal.code == "invalid":
+                raise PromptError(str(refusal)) from None
+            if refusal.code == "not_now":
+                raise SessionError(str(refusal)) from None
+            raise
+
+    def _open(self) -> None:
+        volume, self._session_id = self.volume, None
+        opened = None
+        if self._volume_id is not None:
+            try:
+                opened = self.connection.request("POST", f"/v1/volumes/{self._volume_id}/sessions")
+            except ServerRefusal as refusal:
+                if refusal.code != "not_found":
+                    raise
+        if opened is None:
+            chunks = nrrd_chunks(volume.voxels_zyx, volume.grid.ras_from_ijk, {}, compress=not self.connection.is_local)
+            self._volume_id = self.connection.request("POST", "/v1/volumes", chunks=chunks)["id"]
+            opened = self.connection.request("POST", f"/v1/volumes/{self._volume_id}/sessions")
+        self._session_id = opened["id"]
+        if self._state is not None:
+            update = self._sent("PUT", "/state", {"state": self._state})
+            blank = np.zeros(volume.grid.size_zyx, bool)
+            self._mask_zyx = RemoteResult(blank, update).mask_zyx
+
+
+def _numbers(point_ras_mm: Point3) -> List[float]:
+    try:
+        r, a, s = (float(v) for v in point_ras_mm)
+    except (TypeError, ValueError) as error:
+        raise PromptError(f"Expected three numbers (R, A, S) in millimetres, got {point_ras_mm!r}.") from error
+    if not np.isfinite([r, a, s]).all():
+        raise PromptError(f"Expected finite coordinates (R, A, S) in millimetres, got {(r, a, s)}.")
+    return [r, a, s]

@@ -1,0 +1,163 @@
+"""The torch-free client against a live server, and against a local session."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Iterator
+
+import numpy as np
+import pytest
+from famsam import PromptError, Session, SessionError, Volume
+from famsam.client import Connection, ConnectionLostError, RemoteSession, ServerRefusal
+
+for package in ("fastapi", "uvicorn", "httpx"):
+    pytest.importorskip(package, reason="the client's tests run a server: extras 'server' and 'test'")
+sys.path.insert(0, str(Path(__file__).parent / "server"))
+
+from famsam.server.app import create_app  # noqa: E402
+from famsam.server.security import Access  # noqa: E402
+from server_fixtures import CENTRE_RAS_MM, RAS_FROM_IJK, ball_zyx, live  # noqa: E402
+
+OBLIQUE = np.array([[0.9, -0.3, 0.1, 7], [0.3, 1.4, 0, -3], [-0.1, 0.2, 2.4, 11], [0, 0, 0, 1.0]])  # sheared as well
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    import torch
+    from famsam.model.famsam import Famsam
+
+    torch.manual_seed(0)
+    return Famsam().eval()
+
+
+@pytest.fixture(scope="module")
+def server(model: Any) -> Iterator[Any]:
+    with live(create_app(model)) as client:
+        yield client
+
+
+@pytest.fixture
+def remote(server: Any) -> Iterator[RemoteSession]:
+    with closing(Connection(str(server.base_url))) as connection:
+        session = RemoteSession(connection)
+        session.set_image(Volume(ball_zyx(), RAS_FROM_IJK))
+        yield session
+        session.close()
+
+
+def centre_of(ras_from_ijk: np.ndarray) -> Any:
+    return (ras_from_ijk @ (14, 12, 10, 1))[:3]
+
+
+@pytest.mark.parametrize("matrix", [RAS_FROM_IJK, OBLIQUE], ids=["flipped", "oblique"])
+def test_verbs_agree_with_a_local_session(remote: RemoteSession, model: Any, matrix: np.ndarray) -> None:
+    local = Session(model)
+    for each in (remote, local):
+        each.set_image(Volume(ball_zyx(), matrix))
+    centre, other = centre_of(matrix), (matrix @ (17, 12, 10, 1))[:3]
+    verbs = [
+        lambda s: s.add_point(centre),
+        lambda s: s.add_point(other, positive=False),
+        lambda s: s.move_point(1, (matrix @ (4, 4, 4, 1))[:3]),
+        lambda s: s.undo(),
+        lambda s: s.redo(),
+        lambda s: s.remove_point(0),
+        lambda s: s.add_box(centre - 6, centre + 6),
+        lambda s: s.set_mask(ball_zyx() > 250),
+        lambda s: s.add_point(centre),
+        lambda s: s.reset(),
+        lambda s: s.undo(),
+    ]
+    for number, verb in enumerate(verbs):
+        seen, expected = verb(remote), verb(local)
+        np.testing.assert_array_equal(seen.mask_zyx, expected.mask_zyx, err_msg=f"verb {number}")
+        assert seen.changed_box_zyx == expected.changed_box_zyx
+        assert seen.box_zyx == expected.box_zyx
+        assert seen.quality == pytest.approx(expected.quality)
+        assert [p.to_dict() for p in remote.prompts] == [p.to_dict() for p in local.prompts]
+    np.testing.assert_array_equal(remote.preview(other).mask_zyx, local.preview(other).mask_zyx)
+    np.testing.assert_array_equal(remote.result.mask_zyx, local.result.mask_zyx)
+    state = remote.to_dict()
+    assert state["prompts"] == local.to_dict()["prompts"]
+    np.testing.assert_array_equal(local.restore(state).mask_zyx, remote.restore(local.to_dict()).mask_zyx)
+
+
+def test_errors_are_those_of_a_local_session(remote: RemoteSession) -> None:
+    for bad in ((9000, 0, 0), (float("nan"), 0, 0), (1, 2)):
+        with pytest.raises(PromptError):
+            remote.add_point(bad)
+    with pytest.raises(PromptError):
+        remote.add_box((5, 5, 30), (-5, -5, 20))
+    with pytest.raises(PromptError):
+        remote.set_mask(np.zeros((2, 2, 2)))
+    with pytest.raises(SessionError):
+        remote.undo()
+    with pytest.raises(SessionError, match="set_image"):
+        RemoteSession(remote.connection).add_point((0, 0, 0))
+    assert remote.prompts == ()
+
+
+def test_another_segment_of_the_same_scan(remote: RemoteSession) -> None:
+    first = remote.add_point(CENTRE_RAS_MM)
+    other = remote.another()
+    assert not other.result.mask_zyx.any()
+    np.testing.assert_array_equal(other.add_point(CENTRE_RAS_MM).mask_zyx, first.mask_zyx)
+    assert other._volume_id == remote._volume_id
+    other.close()
+
+
+def test_a_restarted_server_goes_on_from_the_prompts(model: Any) -> None:
+    with live(create_app(model)) as first:
+        remote = RemoteSession(Connection(str(first.base_url)))
+        remote.set_image(Volume(ball_zyx(), RAS_FROM_IJK))
+        before = remote.add_point(CENTRE_RAS_MM).mask_zyx
+    with pytest.raises(ConnectionLostError, match="when it is back"):
+        remote.add_point((RAS_FROM_IJK @ (4, 4, 4, 1))[:3], positive=False)
+    np.testing.assert_array_equal(remote.result.mask_zyx, before)
+    with live(create_app(model)) as second:
+        remote.connection = Connection(str(second.base_url))
+        remote.add_point((RAS_FROM_IJK @ (4, 4, 4, 1))[:3], positive=False)
+        assert len(remote.prompts) == 2
+        np.testing.assert_array_equal(remote.undo().mask_zyx, before)
+        remote.connection.close()
+
+
+def test_a_session_that_expired_is_opened_again(server: Any, remote: RemoteSession) -> None:
+    before = remote.add_point(CENTRE_RAS_MM).mask_zyx
+    server.delete(f"/v1/volumes/{remote._volume_id}")
+    after = remote.preview(CENTRE_RAS_MM)
+    assert after.changed_box_zyx is None or after.mask_zyx.any()
+    np.testing.assert_array_equal(remote.result.mask_zyx, before)
+
+
+def test_the_token(model: Any) -> None:
+    with live(create_app(model, access=Access(token="correct-horse-battery"))) as server:
+        stranger = Connection(str(server.base_url))
+        with closing(stranger), pytest.raises(ServerRefusal, match="token") as refusal:
+            stranger.get("/v1/server")
+        assert refusal.value.code == "wrong_token"
+        with closing(Connection(str(server.base_url), token="correct-horse-battery")) as known:
+            assert known.get("/v1/server")["name"] == "famsam"
+
+
+@pytest.mark.parametrize(
+    "address", ["", "ftp://127.0.0.1", "http://", "http://127.0.0.1:seven", "http://127.0.0.1:99999"]
+)
+def test_addresses_that_are_none(address: str) -> None:
+    with pytest.raises(ConnectionLostError, match="address"):
+        Connection(address)
+
+
+def test_nobody_there() -> None:
+    with pytest.raises(ConnectionLostError, match="Check that it runs"):
+        Connection("127.0.0.1:9", timeout_s=2).get("/v1/server")
+
+
+def test_the_client_needs_no_torch() -> None:
+    code = "import sys, famsam.client; sys.exit(any(m in sys.modules for m in ('torch', 'fastapi', 'SimpleITK')))"
+    root = Path(__file__).resolve().parents[2] / "FaMSAMSlicer"
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(root)}).returncode == 0
