@@ -189,7 +189,7 @@ class _Band(NamedTuple):
         """The same for an input of that size that is read backwards."""
         return _Band(size - self.first - self.weights_rn.shape[1], self.weights_rn[:, ::-1])
 
-    def products(self, size: int = _BAND_ROWS) -> Iterator[Tuple[slice, slice, Tensor]]:
+    def products(self, size: int) -> Iterator[Tuple[slice, slice, Tensor]]:
         """(rows, columns, weights) of pieces of so many rows that are not zero; columns count from the first."""
         for start in range(0, len(self.weights_rn), size):
             piece = self.weights_rn[start : start + size]
@@ -250,7 +250,7 @@ def _apply(array_zyx: NDArray[Any], bands_zyx: Sequence[_Band]) -> Tensor:
         needed = tuple(slice(band.first, band.first + n) for band, n in zip(bands, (n_a, n_b, n_c)))
         shrunk_b = _shrink_middle(array_abc[needed], bands[1])
         shrunk_ab = torch.zeros((rows_a, rows_b, n_c))
-        for rows, columns, weights in bands[0].products():
+        for rows, columns, weights in bands[0].products(_BAND_ROWS):
             torch.mm(weights, shrunk_b[columns].flatten(1), out=shrunk_ab[rows].flatten(1))
         for rows, columns, weights in bands[2].products(_BAND_ROWS_FROM_RIGHT):
             result_abc[:, :, rows] = shrunk_ab[:, :, columns] @ weights.T
@@ -261,8 +261,8 @@ def _shrink_middle(array_abc: NDArray[Any], band: _Band) -> Tensor:
     """Apply a band along the second axis, slab by slab: the whole array never exists as floats."""
     n_a, n_b, n_c = array_abc.shape
     shrunk = torch.empty((n_a, len(band.weights_rn), n_c))
-    products = list(band.products())
-    per_slab = max(1, _VOXELS_PER_SLAB // (n_b * n_c))
+    products = list(band.products(_BAND_ROWS))
+    per_slab = min(n_a, max(1, _VOXELS_PER_SLAB // (n_b * n_c)))
     slab_bac = torch.empty((n_b, per_slab, n_c))
     shrunk_bac = torch.zeros((len(band.weights_rn), per_slab, n_c))
     for start in range(0, n_a, per_slab):
@@ -285,7 +285,7 @@ def _sampled_slabs(logits_zyx: Tensor, grid: Grid, box: CropBox, region_zyx: Box
     needed = tuple(slice(band.first, band.first + band.weights_rn.shape[1]) for band in bands)
     weights_y, weights_x = (torch.from_numpy(band.weights_rn) for band in (band_y, band_x))
     planes = weights_y @ (logits_zyx[needed] @ weights_x.T)
-    for rows, columns, weights in band_z.products():
+    for rows, columns, weights in band_z.products(_BAND_ROWS):
         yield rows.start, (weights @ planes[columns].flatten(1)).unflatten(1, planes.shape[1:])
 
 
