@@ -1,0 +1,218 @@
+"""Prompt maps against brute force: loops over voxels and a plain Dijkstra."""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+import pytest
+import torch
+from famsam.model.prompt_maps import (
+    FAR,
+    box_map,
+    gather_points,
+    geodesic_distance,
+    intensity_difference,
+    keep_clicks,
+    point_masks,
+    squared_click_distance,
+)
+
+SIZE = (6, 7, 5)
+
+
+def random_image(seed, size=SIZE, batch=1):
+    return torch.rand(batch, *size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def points(*rows):
+    return torch.tensor([list(rows)], dtype=torch.float32)
+
+
+def chosen(*flags):
+    return torch.tensor([list(flags)], dtype=torch.bool)
+
+
+def dijkstra(image, sources, edge_weight):
+    """Exact cost of the cheapest axis-aligned path; a step costs 1 + edge_weight * |dI|."""
+    cost = np.full(image.shape, np.inf)
+    queue = []
+    for source in sources:
+        cost[source] = 0.0
+        heapq.heappush(queue, (0.0, source))
+    while queue:
+        reached, at = heapq.heappop(queue)
+        if reached > cost[at]:
+            continue
+        for axis in range(3):
+            for step in (-1, 1):
+                to = list(at)
+                to[axis] += step
+                if not 0 <= to[axis] < image.shape[axis]:
+                    continue
+                to = tuple(to)
+                further = reached + 1 + edge_weight * abs(image[to] - image[at])
+                if further < cost[to]:
+                    cost[to] = further
+                    heapq.heappush(queue, (further, to))
+    return cost
+
+
+def test_which_prompts_are_clicks():
+    positive, negative = point_masks(torch.tensor([[1, 0, -1, 2, 3]]))
+    assert positive.tolist() == [[True, False, False, False, False]]
+    assert negative.tolist() == [[False, True, False, False, False]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_geodesic_distance_equals_dijkstra_with_enough_rounds(seed):
+    image = random_image(seed)
+    clicks = points((1, 5, 0), (5, 0, 4), (3, 3, 3))
+    which = chosen(True, seed > 0, False)
+    sources = [(1, 5, 0), (5, 0, 4)][: 1 + (seed > 0)]
+    exact = dijkstra(image[0].double().numpy(), sources, 20.0)
+    found = geodesic_distance(image, clicks, which, edge_weight=20.0, rounds=60)[0].numpy()
+    np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+def test_few_rounds_give_an_upper_bound_that_falls(rounds):
+    image = random_image(7)
+    exact = dijkstra(image[0].double().numpy(), [(0, 0, 0)], 20.0)
+    found = geodesic_distance(image, points((0, 0, 0)), chosen(True), rounds=rounds)[0].numpy()
+    more = geodesic_distance(image, points((0, 0, 0)), chosen(True), rounds=rounds + 1)[0].numpy()
+    assert (found >= exact - 1e-3).all()
+    assert (more <= found + 1e-3).all()
+    assert found[0, 0, 0] == 0
+
+
+def test_geodesic_distance_in_a_flat_image_is_the_city_block_distance():
+    z, y, x = np.indices(SIZE)
+    found = geodesic_distance(torch.zeros(1, *SIZE), points((2, 3, 1)), chosen(True), rounds=1)[0].numpy()
+    np.testing.assert_allclose(found, abs(z - 2) + abs(y - 3) + abs(x - 1), atol=1e-4)
+
+
+def test_geodesic_distance_stops_at_a_wall():
+    image = torch.zeros(1, 8, 8, 8)
+    image[:, :, :, 4] = 2.0
+    distance = geodesic_distance(image, points((4, 4, 1)), chosen(True), edge_weight=20.0)[0]
+    assert distance[:, :, :4].max() <= 4 + 4 + 3
+    assert distance[:, :, 5:].min() >= 80, "up and down the wall is 2 x 20 x 2"
+    image[:, 0, :, 4] = 0.0
+    around = geodesic_distance(image, points((4, 4, 1)), chosen(True), edge_weight=20.0)[0]
+    assert around[4, 4, 6] < 20, "through the gap and back: 4 + 5 + 4 steps"
+
+
+def test_geodesic_distance_without_a_click_is_far():
+    assert (geodesic_distance(random_image(0), points((1, 1, 1)), chosen(False)) == FAR).all()
+    clicks = points((1, 1, 1)).repeat(2, 1, 1)
+    first, second = geodesic_distance(random_image(0, batch=2), clicks, torch.tensor([[True], [False]]))
+    torch.testing.assert_close(second, torch.full(SIZE, FAR), atol=1e-2, rtol=0)
+    assert first.max() < 0.5 * FAR
+
+
+def test_a_click_outside_counts_at_the_nearest_voxel():
+    image = random_image(3)
+    outside = geodesic_distance(image, points((-4, 9, 2)), chosen(True))
+    torch.testing.assert_close(outside, geodesic_distance(image, points((0, 6, 2)), chosen(True)))
+
+
+def test_squared_click_distance_against_brute_force():
+    clicks = [(1.25, 4.5, 0.0), (5.0, 0.5, 3.75), (-2.0, 3.0, 8.0), (2.0, 2.0, 2.0)]
+    flags = (True, True, True, False)
+    found = squared_click_distance(points(*clicks), chosen(*flags), SIZE)[0].numpy()
+    grid = np.stack(np.indices(SIZE), axis=-1)
+    expected = min_over([((grid - click) ** 2).sum(-1) for click, flag in zip(clicks, flags) if flag])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert (squared_click_distance(points((1, 1, 1)), chosen(False), SIZE) == FAR**2).all()
+
+
+def test_intensity_difference_against_brute_force():
+    image = random_image(1)
+    clicks, flags = [(1.4, 4.4, 0.3), (5.0, 0.6, 3.0), (2.0, 2.0, 2.0)], (True, True, False)
+    found = intensity_difference(image, points(*clicks), chosen(*flags))[0].numpy()
+    voxels = image[0].numpy()
+    expected = min_over([abs(voxels - voxels[at]) for at in ((1, 4, 0), (5, 1, 3))])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert (intensity_difference(image, points((1, 1, 1)), chosen(False)) >= FAR).all()
+
+
+def min_over(arrays):
+    return np.min(np.stack(arrays), axis=0)
+
+
+def test_gather_points_takes_the_nearest_voxel():
+    features = random_image(2, batch=3)[None]  # (1, 3, z, y, x)
+    found = gather_points(features, points((1.4, 4.6, 0.0), (99.0, -7.0, 2.0)))
+    torch.testing.assert_close(found[0, 0], features[0, :, 1, 5, 0])
+    torch.testing.assert_close(found[0, 1], features[0, :, 5, 0, 2])
+
+
+def test_box_map_covers_every_voxel_that_the_box_touches():
+    labels = torch.tensor([[2, 3, 1]])
+    found = box_map(points((1.2, 2.0, -3.0), (3.0, 4.5, 2.0), (5, 5, 5)), labels, SIZE)[0]
+    expected = torch.zeros(SIZE)
+    expected[1:4, 2:6, 0:3] = 1
+    torch.testing.assert_close(found, expected)
+
+
+def test_box_map_takes_several_boxes_and_items_without_one():
+    corners = points((0, 0, 0), (1, 1, 1), (4, 5, 3), (5, 6, 4)).repeat(2, 1, 1)
+    found = box_map(corners, torch.tensor([[2, 3, 2, 3], [-1, -1, -1, -1]]), SIZE)
+    assert found[0].sum() == 16 and found[0, 5, 6, 4] == 1 and found[1].sum() == 0
+    assert box_map(corners, torch.tensor([[1, 0, 1, 1]] * 2), SIZE).sum() == 0
+
+
+@pytest.mark.parametrize("label, sign", [(1, 1), (0, -1)])
+def test_keep_clicks_makes_a_click_hold_and_leaves_the_rest(label, sign):
+    logits = torch.full((1, 2, *SIZE), -9.0 * sign)
+    kept = keep_clicks(logits, points((2, 3, 1)), torch.tensor([[label]]))
+    changed = {(2, 3, 1), (1, 3, 1), (3, 3, 1), (2, 2, 1), (2, 4, 1), (2, 3, 0), (2, 3, 2)}
+    for voxel in np.ndindex(*SIZE):
+        expected = 2.0 * sign if voxel in changed else -9.0 * sign
+        assert kept[0, 0][voxel] == expected and kept[0, 1][voxel] == expected
+    certain = torch.full((1, 1, *SIZE), 9.0 * sign)
+    torch.testing.assert_close(keep_clicks(certain, points((2, 3, 1)), torch.tensor([[label]])), certain)
+
+
+def test_keep_clicks_where_both_signs_are_near_the_nearer_decides():
+    logits = torch.zeros(1, 1, *SIZE)
+    kept = keep_clicks(logits, points((2, 3, 1), (2, 3, 2)), torch.tensor([[1, 0]]))[0, 0]
+    assert kept[2, 3, 1] == 2 and kept[2, 3, 2] == -2
+    assert kept[2, 3, 0] == 2 and kept[2, 3, 3] == -2
+    same = keep_clicks(logits, points((2, 3, 1), (2, 3, 1)), torch.tensor([[1, 0]]))[0, 0]
+    assert same[2, 3, 1] == 2, "of two at the same place the positive one holds"
+
+
+def all_maps(image, clicks, labels):
+    positive, negative = point_masks(labels)
+    maps = []
+    for which in (positive, negative):
+        maps.append(squared_click_distance(clicks, which, SIZE))
+        maps.append(intensity_difference(image, clicks, which))
+        maps.append(geodesic_distance(image, clicks, which))
+    maps.append(box_map(clicks, labels, SIZE))
+    maps.append(keep_clicks(image[:, None], clicks, labels)[:, 0])
+    return torch.stack(maps, dim=1)
+
+
+CLICKS = points((1, 5, 0), (5, 0, 4), (0, 1, 2), (2, 3, 4))
+LABELS = torch.tensor([[1, 0, 2, 3]])
+
+
+def test_padding_has_no_effect():
+    image = random_image(4)
+    padded_points = torch.cat([points((3, 3, 3), (0, 0, 0)), CLICKS, points((0, 0, 0))], dim=1)
+    padded_labels = torch.cat([torch.tensor([[-1, -1]]), LABELS, torch.tensor([[-1]])], dim=1)
+    torch.testing.assert_close(all_maps(image, padded_points, padded_labels), all_maps(image, CLICKS, LABELS))
+
+
+def test_batch_items_are_independent():
+    images = random_image(5, batch=3)
+    clicks = torch.rand(3, 4, 3, generator=torch.Generator().manual_seed(1)) * 4
+    clicks[:, 3] = clicks[:, 2] + 1
+    labels = torch.tensor([[1, 0, 2, 3], [0, 0, -1, -1], [1, 1, 2, 3]])
+    together = all_maps(images, clicks, labels)
+    for item in range(3):
+        alone = all_maps(images[item : item + 1], clicks[item : item + 1], labels[item : item + 1])
+        torch.testing.assert_close(together[item : item + 1], alone)
