@@ -58,6 +58,13 @@ class CompactMask:
         packed = np.frombuffer(self.bits, dtype=np.uint8)
         return np.unpackbits(packed, count=count).view(np.bool_).reshape(size)
 
+    def at(self, index_zyx: Size) -> bool:
+        """One voxel, without unpacking the rest."""
+        if self.box_zyx is None or not all(a <= i < b for i, a, b in zip(index_zyx, *self.box_zyx)):
+            return False
+        offset = int(np.ravel_multi_index(tuple(i - a for i, a in zip(index_zyx, self.box_zyx[0])), self.box_size_zyx))
+        return bool(self.bits[offset >> 3] >> (7 - (offset & 7)) & 1)
+
     def within(self, box_zyx: Box) -> NDArray[np.bool_]:
         """The voxels of any box of the grid, a new array."""
         out = np.zeros(tuple(high - low for low, high in zip(*box_zyx)), dtype=bool)
@@ -126,7 +133,7 @@ class CompactMask:
                 raise ValueError(f"box {low} to {high} with {len(bits)} bytes of voxels")
         except (KeyError, TypeError, ValueError, OverflowError, zlib.error) as error:
             raise PromptError(f"Expected a mask as CompactMask.to_dict writes it, got {error!r}.") from error
-        return cls(size, (low, high), bits)  # type: ignore[arg-type]
+        return cls(size, (low, high), bits)
 
 
 def _slices(box_zyx: Box, origin_zyx: Size) -> Tuple[slice, ...]:

@@ -122,8 +122,8 @@ def contrast_limited_equalisation(
 ) -> Tensor:
     """Map intensities by a contrast-limited cumulative histogram (Pizer et al. 1987, one tile) to [-1, 1].
 
-    A monotone map that gives crowded intensities (soft tissue beside air and bone in a CT) more of the range, but at
-    most ``clip_limit`` times the mean share of a bin. Voxels outside the scan get -1.
+    A monotone map that gives crowded intensities (soft tissue beside air and bone in a CT) more of the range; a bin
+    counts for at most ``clip_limit`` times the mean of all bins. Voxels outside the scan get -1.
 
     Args:
         crop_B1ZYX: raw intensities, (B, 1, Z, Y, X).

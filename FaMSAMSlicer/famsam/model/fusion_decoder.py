@@ -144,10 +144,11 @@ class FusionDecoder(nn.Module):
         x4 = F.silu(self.norm4(self.mix4(x4 + self.up4(x8))))
         fine = self.fine(x4 + self.detail(given.detail) + fine_maps)
 
-        rows = slice(*(8 * i for i in chosen.indices(self.mask_count)[:2]))
-        folded_logits = F.conv3d(fine, self.masks.weight[rows], self.masks.bias[rows])  # type: ignore[index]
+        start, stop, _ = chosen.indices(self.mask_count)
+        folded_logits = F.conv3d(fine, self.masks.weight[: 8 * stop], self.masks.bias[: 8 * stop])  # type: ignore[index]
+        # Pooled over the first mask whichever are asked for: a mask's quality does not depend on the choice.
         pooled = torch.cat([_foreground_mean(t, folded_logits[:, :8]) for t in (x16, x8, fine)], dim=1)
-        return _unfold(folded_logits), self.quality(pooled).sigmoid()[:, chosen]
+        return _unfold(folded_logits[:, 8 * start :]), self.quality(pooled).sigmoid()[:, chosen]
 
     @staticmethod
     def _maps_stride2(

@@ -1,0 +1,304 @@
+"""The default network: its budget, its shapes and what holds for any weights. Small crops unless the size matters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from famsam.checkpoints import load_model, save_model
+from famsam.errors import ConfigError
+from famsam.model import build_model, with_attention
+from famsam.model.attention import AttentionPattern
+from famsam.model.famsam import SPARSE, Famsam, FamsamConfig
+from famsam.model.famsam_encoder import TransformerBlock, contrast_limited_equalisation
+
+SMALL = FamsamConfig(
+    stem_channels=(8, 8, 16, 8), token_channels=16, depth=2, heads=2, decoder_channels=(8, 16, 16), decoder_depth=1
+)
+
+
+def random_crop(size=32, batch=1, seed=0):
+    return torch.rand(batch, 1, size, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def small_model(config=SMALL, seed=0):
+    torch.manual_seed(seed)
+    return Famsam(config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def full_model():
+    torch.manual_seed(0)
+    return Famsam().eval().requires_grad_(False)
+
+
+POINTS = torch.tensor([[[10.0, 20.0, 5.0], [25.0, 3.0, 30.0]]])
+LABELS = torch.tensor([[1, 0]])
+
+
+# --- the default configuration ---
+
+
+def test_budget(full_model, tmp_path):
+    assert sum(p.numel() for p in full_model.parameters()) <= 6_500_000
+    path = tmp_path / "famsam.safetensors"
+    save_model(full_model, path, half=True)
+    assert path.stat().st_size <= 13_000_000
+
+
+def test_six_blocks_of_sparse_attention(full_model):
+    blocks = list(full_model.encoder.blocks)
+    assert len(blocks) == 6 and all(isinstance(block, TransformerBlock) for block in blocks)
+    patterns = {block.attention.pattern for block in [*blocks, *full_model.decoder.blocks16]}
+    assert patterns == {SPARSE}
+    assert not SPARSE.is_dense(512), "a crop of 128 voxels has 8 x 8 x 8 tokens"
+
+
+@torch.inference_mode()
+def test_shapes_of_a_whole_crop(full_model):
+    embedding = full_model.encode(random_crop(128))
+    assert embedding.tokens.shape == (1, 256, 8, 8, 8)
+    logits, quality = full_model.decode(embedding, POINTS, LABELS)
+    assert logits.shape == (1, 1, 64, 64, 64) and quality.shape == (1, 1)
+    assert logits.dtype == quality.dtype == torch.float32
+    assert logits.shape[-1] == full_model.mask_size and 2 * full_model.mask_size == full_model.crop_size
+
+
+@pytest.mark.parametrize("size", [32, 64])
+@torch.inference_mode()
+def test_smaller_crops_batches_and_alternatives(model, size):
+    embedding = model.encode(random_crop(size, batch=2))
+    assert embedding.tokens.shape == (2, 16, *[size // 16] * 3)
+    points, labels = POINTS.repeat(2, 1, 1), LABELS.repeat(2, 1)
+    for several, masks in ((False, 1), (True, 3)):
+        logits, quality = model.decode(embedding, points, labels, multimask=several)
+        assert logits.shape == (2, masks, *[size // 2] * 3) and quality.shape == (2, masks)
+        assert ((quality >= 0) & (quality <= 1)).all()
+
+
+def test_built_by_name():
+    assert isinstance(build_model("famsam", SMALL), Famsam)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"stem_channels": (16, 32, 60, 64)}, "stem_channels"),
+        ({"decoder_channels": (32, 0, 128)}, "decoder_channels"),
+        ({"token_channels": 250}, "multiple of heads"),
+        ({"depth": 0}, "depth"),
+        ({"decoder_depth": -1}, "decoder_depth"),
+        ({"mask_count": 0}, "mask_count"),
+    ],
+)
+def test_impossible_configurations_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        FamsamConfig(**change)
+
+
+# --- prompts ---
+
+
+@pytest.mark.parametrize("seed", range(3))
+@torch.inference_mode()
+def test_clicked_voxels_obey_for_random_weights(seed):
+    model = small_model(seed=seed)
+    embedding = model.encode(random_crop(32, seed=seed))
+    clicks = torch.randint(0, 32, (1, 6, 3), generator=torch.Generator().manual_seed(seed)).float()
+    clicks[0, :, 0] = torch.tensor([0.0, 6.0, 12.0, 18.0, 24.0, 31.0])  # far enough apart not to share a voxel
+    labels = torch.tensor([[1, 0, 1, 0, 1, 0]])
+    logits, _ = model.decode(embedding, clicks, labels, multimask=True)
+    for point, label in zip(clicks[0], labels[0]):
+        z, y, x = (point / 2).long().tolist()
+        at_click = logits[0, :, z, y, x]
+        assert (at_click > 1).all() if label == 1 else (at_click < -1).all()
+
+
+@torch.inference_mode()
+def test_no_points_at_all(model):
+    embedding = model.encode(random_crop())
+    logits, quality = model.decode(embedding, torch.zeros(1, 0, 3), torch.zeros(1, 0, dtype=torch.long))
+    assert logits.shape == (1, 1, 16, 16, 16) and torch.isfinite(logits).all() and torch.isfinite(quality).all()
+    padded = model.decode(embedding, torch.zeros(1, 1, 3), torch.tensor([[-1]]))
+    torch.testing.assert_close((logits, quality), padded)
+
+
+@torch.inference_mode()
+def test_padded_prompts_equal_unpadded_ones(model):
+    embedding = model.encode(random_crop())
+    plain = model.decode(embedding, POINTS, LABELS)
+    points = torch.cat([torch.full((1, 2, 3), 7.0), POINTS, torch.zeros(1, 1, 3)], dim=1)
+    labels = torch.cat([torch.full((1, 2), -1), LABELS, torch.tensor([[-1]])], dim=1)
+    torch.testing.assert_close(model.decode(embedding, points, labels), plain, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_order_of_prompts_does_not_matter(model):
+    embedding = model.encode(random_crop())
+    turned = model.decode(embedding, POINTS.flip(1), LABELS.flip(1))
+    torch.testing.assert_close(turned, model.decode(embedding, POINTS, LABELS), atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_every_kind_of_prompt_changes_the_answer(model):
+    embedding = model.encode(random_crop())
+
+    def answer(points, labels, previous=None):
+        return model.decode_raw(embedding, torch.tensor([points]), torch.tensor([labels]), previous)[0]
+
+    click = answer([[9.0, 9.0, 9.0]], [1])
+    others = [
+        answer([[9.0, 9.0, 9.0]], [0]),
+        answer([[9.0, 9.0, 20.0]], [1]),
+        answer([[9.0, 9.0, 9.0], [4.0, 4.0, 4.0], [20.0, 20.0, 20.0]], [1, 2, 3]),
+        answer([[9.0, 9.0, 9.0]], [1], torch.zeros(1, 1, 16, 16, 16)),
+        answer([[9.0, 9.0, 9.0]], [1], torch.full((1, 1, 16, 16, 16), 5.0)),
+    ]
+    every = [click, *others]
+    for i, a in enumerate(every):
+        assert all((a - b).abs().max() > 1e-4 for b in every[:i])
+
+
+@torch.inference_mode()
+def test_batch_items_are_independent(model):
+    crops = random_crop(batch=2)
+    points = torch.cat([POINTS, POINTS.flip(2)])
+    labels = torch.tensor([[1, 0], [1, -1]])
+    logits, quality = model.decode(model.encode(crops), points, labels)
+    for item in range(2):
+        one = slice(item, item + 1)
+        alone = model.decode(model.encode(crops[one]), points[one], labels[one])
+        torch.testing.assert_close((logits[one], quality[one]), alone, atol=1e-4, rtol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_slice_of_the_masks_equals_that_part_of_all(model):
+    embedding = model.encode(random_crop())
+    logits, quality = model.decode_raw(embedding, POINTS, LABELS)
+    assert logits.shape[1] == quality.shape[1] == SMALL.mask_count
+    for masks in (slice(0, 1), slice(1, None), slice(2, 4)):
+        part = model.decode_raw(embedding, POINTS, LABELS, masks=masks)
+        torch.testing.assert_close(part, (logits[:, masks], quality[:, masks]), atol=1e-5, rtol=1e-5)
+
+
+# --- attention ---
+
+
+@torch.inference_mode()
+def test_groups_of_all_tokens_without_dilation_are_dense_attention(model):
+    crop = random_crop(64)  # 4 x 4 x 4 tokens
+    answers = []
+    for pattern in (AttentionPattern(64, 1), AttentionPattern(), AttentionPattern(64, 1, "reference")):
+        other = Famsam(with_attention(SMALL, pattern)).eval()
+        other.load_state_dict(model.state_dict())
+        answers.append(other.decode(other.encode(crop), POINTS, LABELS)[0])
+    torch.testing.assert_close(answers[1], answers[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(answers[2], answers[0], atol=1e-4, rtol=1e-4)
+    sparse = Famsam(with_attention(SMALL, AttentionPattern(8, 4))).eval()
+    sparse.load_state_dict(model.state_dict())
+    assert (sparse.decode(sparse.encode(crop), POINTS, LABELS)[0] - answers[0]).abs().max() > 1e-4
+
+
+def test_weights_and_configuration_survive_a_file(model, tmp_path):
+    path = tmp_path / "small.safetensors"
+    save_model(model, path)
+    loaded = load_model(path, "cpu", "fp32")
+    assert loaded.config == SMALL
+    with torch.inference_mode():
+        crop = random_crop()
+        torch.testing.assert_close(
+            loaded.decode(loaded.encode(crop), POINTS, LABELS), model.decode(model.encode(crop), POINTS, LABELS)
+        )
+
+
+# --- normalisation ---
+
+
+def everywhere(crop):
+    return torch.ones_like(crop, dtype=torch.bool)
+
+
+def test_equalisation_is_monotone_and_within_its_range():
+    crop = torch.randn(1, 1, 24, 24, 24, generator=torch.Generator().manual_seed(0)) ** 3 * 300
+    mapped = contrast_limited_equalisation(crop, everywhere(crop))
+    assert mapped.min() >= -1 and mapped.max() <= 1
+    order = crop.flatten().argsort()
+    assert (mapped.flatten()[order].diff() >= -1e-6).all()
+    assert mapped.max() - mapped.min() > 1.8, "the range is used"
+
+
+def test_equalisation_spreads_what_is_crowded():
+    soft = 40 + 10 * torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(1))
+    soft[..., :8] = -1000
+    soft[..., -4:] = 1500
+    mapped = contrast_limited_equalisation(soft, everywhere(soft))
+    before = (soft[..., 8:-4].std() / (soft.max() - soft.min())).item()
+    assert mapped[..., 8:-4].std() / 2 > 5 * before
+
+
+def test_equalisation_gives_a_background_of_one_value_little_of_the_range():
+    crop = torch.zeros(1, 1, 32, 32, 32)
+    crop[:, :, 10:20, 5:25, 5:25] = torch.linspace(20, 100, 4000).view(10, 20, 20)
+    mapped = contrast_limited_equalisation(crop, everywhere(crop))
+    share = (crop == 0).float().mean().item()
+    darkest_tissue = (mapped[crop > 0].min().item() + 1) / 2
+    assert share > 0.85 and darkest_tissue < 0.12
+
+
+@pytest.mark.parametrize("scale, shift", [(2.0, 0.0), (0.001, 5.0), (37.5, -1024.0)])
+def test_equalisation_ignores_units_and_offsets(scale, shift):
+    crop = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(2))
+    plain = contrast_limited_equalisation(crop, everywhere(crop))
+    other = contrast_limited_equalisation(crop * scale + shift, everywhere(crop))
+    torch.testing.assert_close(other, plain, atol=0.03, rtol=0)
+    assert (other - plain).abs().mean() < 1e-3
+
+
+def test_equalisation_outside_the_scan():
+    crop = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(3))
+    inside = everywhere(crop)
+    inside[..., :6] = False
+    mapped = contrast_limited_equalisation(crop, inside)
+    assert (mapped[~inside] == -1).all()
+    noisy = torch.where(inside, crop, torch.full_like(crop, 1e6))
+    torch.testing.assert_close(contrast_limited_equalisation(noisy, inside)[inside], mapped[inside])
+    assert (contrast_limited_equalisation(crop, torch.zeros_like(inside)) == -1).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 7.0, -1e6, 3e9])
+def test_equalisation_of_one_value_is_finite(value):
+    crop = torch.full((1, 1, 8, 8, 8), value)
+    mapped = contrast_limited_equalisation(crop, everywhere(crop))
+    assert torch.isfinite(mapped).all() and mapped.abs().max() <= 1
+
+
+def test_equalisation_of_a_single_voxel_inside():
+    crop = torch.randn(1, 1, 8, 8, 8)
+    inside = torch.zeros_like(crop, dtype=torch.bool)
+    inside[0, 0, 3, 4, 5] = True
+    mapped = contrast_limited_equalisation(crop, inside)
+    assert torch.isfinite(mapped).all() and mapped.abs().max() <= 1
+    assert (mapped[~inside] == -1).all()
+
+
+def test_equalisation_of_large_values_and_one_outlier():
+    crop = torch.randn(1, 1, 24, 24, 24, generator=torch.Generator().manual_seed(4))
+    plain = contrast_limited_equalisation(crop, everywhere(crop))
+    large = contrast_limited_equalisation(crop * 1e9, everywhere(crop))
+    torch.testing.assert_close(large, plain, atol=0.03, rtol=0)
+    crop[0, 0, 2, 2, 2] = 1e12  # a metal artefact or a broken voxel
+    spoiled = contrast_limited_equalisation(crop, everywhere(crop))
+    rest = crop < 1e6
+    torch.testing.assert_close(spoiled[rest], plain[rest], atol=0.05, rtol=0)
+
+
+def test_equalisation_of_each_item_by_itself():
+    crops = torch.cat([random_crop(16, seed=5), 1000 * random_crop(16, seed=6) ** 3])
+    together = contrast_limited_equalisation(crops, everywhere(crops))
+    for item in range(2):
+        one = crops[item : item + 1]
+        torch.testing.assert_close(together[item : item + 1], contrast_limited_equalisation(one, everywhere(one)))
