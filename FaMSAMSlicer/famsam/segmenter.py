@@ -201,7 +201,7 @@ class Segmenter:
         """The prompts that lie in a view, as the model takes them: (1, N, 3), (1, N)."""
         crop_points = view.points_to_crop(prompts.points_zyx, self.grid)
         labels = np.asarray(prompts.labels)
-        in_view: NDArray[np.bool_] = ((crop_points >= -0.5) & (crop_points <= view.size - 0.5)).all(axis=1)
+        in_view = np.all((crop_points >= -0.5) & (crop_points <= view.size - 0.5), axis=1)
         is_corner = (labels == BOX_LOWER) | (labels == BOX_UPPER)
         if self.model.takes_boxes:
             in_view = in_view | is_corner
@@ -287,8 +287,8 @@ class Segmenter:
                 index = np.clip(np.rint(point), 0, np.array(self.grid.size_zyx) - 1).astype(int)
                 said[(int(index[0]), int(index[1]), int(index[2]))] = label == POSITIVE
         for index, inside in said.items():
-            cell: Box = (index, (index[0] + 1, index[1] + 1, index[2] + 1))
-            if bool(mask.within(cell)[0, 0, 0]) != inside:
+            if mask.at(index) != inside:
+                cell: Box = (index, (index[0] + 1, index[1] + 1, index[2] + 1))
                 mask = mask.replaced(cell, np.full((1, 1, 1), inside), index)
         return mask
 
