@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 
 from .. import __version__
 from ..errors import FamsamError, PromptError, SessionError
-from ..geometry import clip
+from ..geometry import Box, clip, union
 from ..session import Result, Session
 from .export import MEDIA_TYPES, Segment, export
 from .hub import Hub, OpenScan, OpenSession, ServerError, hub_of
@@ -197,7 +197,8 @@ async def current_mask(request: Request, session_id: str) -> Update:
     """The whole mask, as the box that holds it."""
 
     def work(opened: OpenSession) -> Update:
-        return _update(opened, opened.session.result, whole=True)
+        result = opened.session.result
+        return _update(opened, result, box=result.box_zyx)
 
     return await hub_of(request.app).ask(session_id, work)
 
@@ -211,7 +212,20 @@ async def add_point(request: Request, session_id: str, body: PointRequest) -> Up
 @router.put("/sessions/{session_id}/points/{index}")
 async def move_point(request: Request, session_id: str, index: int, body: MoveRequest) -> Update:
     """Move a point to another place; index counts all prompts from 0. A newer request supersedes a waiting move."""
-    return await _verb(request, session_id, lambda s: s.move_point(index, body.point_ras_mm), supersedable=True)
+
+    def work(opened: OpenSession) -> Update:
+        session = opened.session
+        if not body.continues:
+            return _update(opened, session.move_point(index, body.point_ras_mm))
+        undone = session.undo()
+        try:
+            moved = session.move_point(index, body.point_ras_mm)
+        except BaseException:
+            session.redo()
+            raise
+        return _update(opened, moved, box=union(undone.changed_box_zyx, moved.changed_box_zyx))
+
+    return await hub_of(request.app).ask(session_id, work, supersedable=True)
 
 
 @router.delete("/sessions/{session_id}/points/{index}")
@@ -296,26 +310,18 @@ async def restore(request: Request, session_id: str, body: StateRequest) -> Upda
     return await _verb(request, session_id, work)
 
 
-async def _verb(
-    request: Request,
-    session_id: str,
-    verb: Callable[[Session], Result],
-    *,
-    adds: int = 0,
-    supersedable: bool = False,
-) -> Update:
+async def _verb(request: Request, session_id: str, verb: Callable[[Session], Result], *, adds: int = 0) -> Update:
     hub = hub_of(request.app)
 
     def work(opened: OpenSession) -> Update:
-        if adds:
-            _check_prompts(hub, opened.session, adds)
+        _check_prompts(hub, opened.session, adds)
         return _update(opened, verb(opened.session))
 
-    return await hub.ask(session_id, work, supersedable=supersedable)
+    return await hub.ask(session_id, work)
 
 
 def _check_prompts(hub: Hub, session: Session, more: int) -> None:
-    if len(session.prompts) + more > hub.limits.prompts:
+    if more and len(session.prompts) + more > hub.limits.prompts:
         raise _too_many_prompts(hub)
 
 
@@ -345,27 +351,32 @@ def _check_saved_mask(saved: Dict[str, Any], session: Session) -> None:
 
 def _volume_info(scan: OpenScan) -> VolumeInfo:
     grid = scan.volume.grid
+    display_from_ijk = np.round(scan.volume.canonical.grid.ijk_from_ras @ grid.ras_from_ijk)
     return VolumeInfo(
         id=scan.id,
         size_xyz=list(grid.size_zyx[::-1]),
         spacing_mm=grid.spacing_xyz_mm.tolist(),
         ras_from_ijk=grid.ras_from_ijk.tolist(),
+        display_from_ijk=display_from_ijk.tolist(),
         value_range=list(scan.volume.value_range),
         modality=scan.intake.modality,
         is_dicom=scan.intake.dicom_folder is not None,
     )
 
 
-def _update(opened: OpenSession, result: Result, *, whole: bool = False, with_state: bool = True) -> Update:
-    box = result.box_zyx if whole else result.changed_box_zyx
-    mask_box = result.box_zyx
+def _update(opened: OpenSession, result: Result, *, box: Optional[Box] = None, with_state: bool = True) -> Update:
+    """The answer to an interaction, with the mask in the box (by default, in what changed)."""
+    sent, mask_box = box or result.changed_box_zyx, result.box_zyx
+    session = opened.session
     return Update(
-        box_zyx=None if box is None else [list(corner) for corner in box],
-        bits="" if box is None else pack_bits(result.mask_in(box)),
+        box_zyx=None if sent is None else [list(corner) for corner in sent],
+        bits="" if sent is None else pack_bits(result.mask_in(sent)),
         voxels=0 if mask_box is None else int(np.count_nonzero(result.mask_in(mask_box))),
         quality=float(result.quality),
         timings_ms=result.timings_ms,
-        state=opened.session.to_dict() if with_state else None,
+        can_undo=session.can_undo,
+        can_redo=session.can_redo,
+        state=session.to_dict() if with_state else None,
     )
 
 

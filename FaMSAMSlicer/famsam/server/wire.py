@@ -49,6 +49,9 @@ class VolumeInfo(BaseModel):
     size_xyz: Size
     spacing_mm: Lengths
     ras_from_ijk: Annotated[Matrix, Field(description="(x, y, z) index -> RAS mm")]
+    display_from_ijk: Annotated[
+        Matrix, Field(description="(x, y, z) index -> index in image.nii: the same voxels, axes permuted and flipped")
+    ]
     value_range: Annotated[List[float], Field(min_length=2, max_length=2)]
     modality: Annotated[str, Field(description="as DICOM names it, or empty")]
     is_dicom: Annotated[bool, Field(description="whether a DICOM SEG can be exported")]
@@ -66,6 +69,7 @@ class PointRequest(Body):
 
 class MoveRequest(Body):
     point_ras_mm: Point
+    continues: Annotated[bool, Field(description="a drag goes on: this takes the last move's place in the history")] = False
 
 
 class BoxRequest(Body):
@@ -94,6 +98,8 @@ class Update(BaseModel):
     voxels: Annotated[int, Field(description="size of the whole mask")]
     quality: Annotated[Optional[float], Field(description="predicted overlap (IoU) with what is meant, 0 to 1")]
     timings_ms: Dict[str, float]
+    can_undo: bool
+    can_redo: bool
     state: Annotated[
         Optional[Dict[str, Any]],
         Field(description="the prompts with their history: keep it, and a later session restores from it"),

@@ -71,6 +71,21 @@ def test_verbs_agree_with_a_local_session(client: Any, session: str, local: Sess
     assert remote.mask_zyx.any()
 
 
+def test_a_drag_is_one_step_of_the_history(client: Any, session: str, local: Session) -> None:
+    remote = Mirror(client, session)
+    remote.ask("POST", "/points", {"point_ras_mm": CENTRE_RAS_MM})
+    before = remote.mask_zyx.copy()
+    for step, continues in enumerate((False, True, True)):
+        place = (RAS_FROM_IJK @ (15 + step, 12, 10, 1))[:3].tolist()
+        remote.ask("PUT", "/points/0", {"point_ras_mm": place, "continues": continues})
+    local.add_point(place)
+    np.testing.assert_array_equal(remote.mask_zyx, local.result.mask_zyx)
+    refused = client.put(f"/v1/sessions/{session}/points/0", json={"point_ras_mm": [9000, 0, 0], "continues": True})
+    assert refused.status_code == 422
+    assert remote.ask("POST", "/undo")["can_redo"]
+    np.testing.assert_array_equal(remote.mask_zyx, before)
+
+
 def test_preview_changes_nothing(client: Any, session: str, local: Session) -> None:
     remote = Mirror(client, session)
     remote.ask("POST", "/points", {"point_ras_mm": CENTRE_RAS_MM})
@@ -114,7 +129,7 @@ def test_the_displayed_image_is_canonical_and_lies_where_the_scan_lies(client: A
     image = nibabel.Nifti1Image.from_bytes(answer.content)
     assert nibabel.aff2axcodes(image.affine) == ("R", "A", "S")
     np.testing.assert_array_equal(np.asarray(image.dataobj)[::-1], ball_zyx().T)
-    np.testing.assert_allclose(image.affine @ (0, 0, 0, 1), RAS_FROM_IJK @ (SIZE_ZYX[2] - 1, 0, 0, 1))
+    np.testing.assert_allclose(image.affine @ volume["display_from_ijk"], RAS_FROM_IJK)
 
 
 def test_the_answers_name_the_grid(volume: Any) -> None:

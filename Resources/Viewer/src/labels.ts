@@ -1,0 +1,181 @@
+// The overlay: every segment's mask, drawn through NiiVue's drawing layer and updated in place, box by box.
+
+import { type Niivue } from "@niivue/niivue";
+import type { Vec3 } from "./geometry";
+import { BitMask } from "./bits";
+import type { Grid } from "./geometry";
+
+export type Box = [Vec3, Vec3]; // half-open, (z, y, x) in the scan's own order, as the server has it
+
+export const MAX_SEGMENTS = 60;
+const PREVIEW_ADDS = 254;
+const PREVIEW_REMOVES = 255;
+const TEXTURE_UNIT_OF_DRAWING = 33991; // where NiiVue keeps its drawing
+
+interface Layer {
+  mask: BitMask;
+  visible: boolean;
+}
+
+export class LabelOverlay {
+  private readonly layers = new Map<number, Layer>(); // by label, 1 to MAX_SEGMENTS
+  private order: number[] = []; // of drawing; the last lies on top
+  private readonly labels: Uint8Array;
+  private readonly base: number;
+  private readonly steps: Vec3;
+  private previewed: Box | null = null;
+
+  constructor(
+    private readonly nv: Niivue,
+    private readonly grid: Grid,
+  ) {
+    nv.createEmptyDrawing();
+    nv.clickToSegmentGrowingBitmap = null; // as large as the scan, and not needed
+    this.labels = nv.drawBitmap as Uint8Array;
+    ({ base: this.base, steps: this.steps } = grid.linear());
+  }
+
+  add(label: number): void {
+    const [nx, ny, nz] = this.grid.displaySize;
+    this.layers.set(label, { mask: new BitMask(nx * ny * nz), visible: true });
+  }
+
+  remove(label: number): void {
+    this.layers.delete(label);
+    this.redraw();
+  }
+
+  /** Which segments are shown, the last on top. */
+  arrange(order: { label: number; visible: boolean }[]): void {
+    for (const { label, visible } of order) this.layers.get(label)!.visible = visible;
+    this.order = order.filter((one) => one.visible).map((one) => one.label);
+    this.redraw();
+  }
+
+  clear(label: number): void {
+    this.layers.get(label)?.mask.clear();
+    this.redraw();
+  }
+
+  /** Put a box of a segment's mask in place; bits as the server sends them. */
+  apply(label: number, box: Box, bits: Uint8Array): void {
+    const layer = this.layers.get(label);
+    if (!layer) return;
+    this.endPreview();
+    let n = 0;
+    this.walk(box, (index) => {
+      layer.mask.set(index, ((bits[n >>> 3] >>> (n & 7)) & 1) === 1);
+      n++;
+      this.labels[index] = this.labelAt(index);
+    });
+    this.send(box);
+  }
+
+  /** Show what a click would change, until the next preview or change. */
+  preview(label: number, box: Box, bits: Uint8Array): void {
+    const layer = this.layers.get(label);
+    if (!layer) return;
+    this.endPreview();
+    let n = 0;
+    this.walk(box, (index) => {
+      const would = ((bits[n >>> 3] >>> (n & 7)) & 1) === 1;
+      n++;
+      if (would !== layer.mask.get(index)) this.labels[index] = would ? PREVIEW_ADDS : PREVIEW_REMOVES;
+    });
+    this.previewed = box;
+    this.send(box);
+  }
+
+  endPreview(): boolean {
+    const box = this.previewed;
+    if (!box) return false;
+    this.previewed = null;
+    this.walk(box, (index) => {
+      this.labels[index] = this.labelAt(index);
+    });
+    this.send(box);
+    return true;
+  }
+
+  colour(colours: Map<number, string>): void {
+    const lut = new Uint8ClampedArray(256 * 4);
+    const put = (label: number, hex: string) => {
+      const rgb = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+      lut.set([...rgb, 255], label * 4);
+    };
+    colours.forEach((hex, label) => put(label, hex));
+    put(PREVIEW_ADDS, "#ffffff");
+    put(PREVIEW_REMOVES, "#000000");
+    this.nv.drawLut = { lut, labels: Array.from({ length: 256 }, (_, k) => String(k)) };
+    (this.nv as unknown as { refreshColormaps(): void }).refreshColormaps();
+  }
+
+  private labelAt(index: number): number {
+    for (let k = this.order.length - 1; k >= 0; k--) {
+      if (this.layers.get(this.order[k])!.mask.get(index)) return this.order[k];
+    }
+    return 0;
+  }
+
+  private walk(box: Box, visit: (index: number) => void): void {
+    const [[z0, y0, x0], [z1, y1, x1]] = box;
+    const [sx, sy, sz] = this.steps;
+    for (let z = z0; z < z1; z++) {
+      for (let y = y0; y < y1; y++) {
+        let index = this.base + z * sz + y * sy + x0 * sx;
+        for (let x = x0; x < x1; x++, index += sx) visit(index);
+      }
+    }
+  }
+
+  private redraw(): void {
+    const [nx, ny, nz] = this.grid.size;
+    this.previewed = null;
+    const whole: Box = [
+      [0, 0, 0],
+      [nz, ny, nx],
+    ];
+    this.walk(whole, (index) => {
+      this.labels[index] = this.labelAt(index);
+    });
+    this.send(whole);
+  }
+
+  /** Only the box goes to the graphics memory. */
+  private send([low, high]: Box): void {
+    const gl = this.nv.gl;
+    const [nx, ny] = this.grid.displaySize;
+    const corners = [low, high.map((n) => n - 1) as Vec3].map(([z, y, x]) => this.position(x, y, z));
+    const first = corners[0].map((n, axis) => Math.min(n, corners[1][axis])) as Vec3;
+    const count = corners[0].map((n, axis) => Math.abs(n - corners[1][axis]) + 1) as Vec3;
+    gl.activeTexture(TEXTURE_UNIT_OF_DRAWING);
+    gl.bindTexture(gl.TEXTURE_3D, this.nv.drawTexture);
+    gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
+    gl.pixelStorei(gl.UNPACK_ROW_LENGTH, nx);
+    gl.pixelStorei(gl.UNPACK_IMAGE_HEIGHT, ny);
+    gl.pixelStorei(gl.UNPACK_SKIP_PIXELS, first[0]);
+    gl.pixelStorei(gl.UNPACK_SKIP_ROWS, first[1]);
+    gl.pixelStorei(gl.UNPACK_SKIP_IMAGES, first[2]);
+    gl.texSubImage3D(gl.TEXTURE_3D, 0, ...first, ...count, gl.RED, gl.UNSIGNED_BYTE, this.labels);
+    for (const parameter of [
+      gl.UNPACK_ROW_LENGTH,
+      gl.UNPACK_IMAGE_HEIGHT,
+      gl.UNPACK_SKIP_PIXELS,
+      gl.UNPACK_SKIP_ROWS,
+      gl.UNPACK_SKIP_IMAGES,
+    ]) {
+      gl.pixelStorei(parameter, 0);
+    }
+  }
+
+  private position(x: number, y: number, z: number): Vec3 {
+    const index = this.base + x * this.steps[0] + y * this.steps[1] + z * this.steps[2];
+    const [nx, ny] = this.grid.displaySize;
+    return [index % nx, Math.floor(index / nx) % ny, Math.floor(index / (nx * ny))];
+  }
+
+  /** The labels as drawn; for tests. */
+  count(label: number): number {
+    return this.labels.reduce((sum, one) => sum + (one === label ? 1 : 0), 0);
+  }
+}

@@ -1,0 +1,444 @@
+// The page: what the buttons, keys and clicks do.
+
+import { Api, Refusal, type SessionState, type Update } from "./api";
+import { unpackBits } from "./bits";
+import { Grid, type Vec3 } from "./geometry";
+import { LabelOverlay, MAX_SEGMENTS } from "./labels";
+import { keyboard } from "./keyboard";
+import { renderSegments } from "./segments";
+import { Viewer, type Layout, LAYOUTS } from "./viewer";
+import { ScanNeeded, type Segment, type Source, Work } from "./work";
+import { chooseWindow, fillWindows } from "./windows";
+
+const $ = <T extends HTMLElement>(id: string) => document.getElementById(id) as T;
+const TOKEN_KEY = "famsam-token";
+
+type Tool = "include" | "exclude" | "box";
+
+class Page {
+  private readonly viewer: Viewer;
+  private readonly work: Work;
+  private overlay: LabelOverlay | null = null;
+  private tool: Tool = "include";
+  private previewing = false;
+  private pointer: Vec3 | null = null;
+  private previewBusy = false;
+  private drags: { index: number; ras: Vec3; continues: boolean } | null = null;
+  private dragBusy: Promise<void> | null = null;
+  private dragging = false;
+  private queue: Promise<unknown> = Promise.resolve();
+  private waiting = 0;
+  private awaitsScan = false;
+  readonly latencies_ms: number[] = [];
+  previews = 0;
+
+  constructor() {
+    this.viewer = new Viewer($<HTMLCanvasElement>("canvas"), document.getElementById("marks") as unknown as SVGSVGElement, {
+      click: (ras, secondary) => this.click(ras, (this.tool === "exclude") === secondary),
+      box: (lower, upper) => this.act("POST", "/boxes", { corners_ras_mm: [lower, upper] }),
+      hover: (ras) => {
+        this.pointer = ras;
+        if (this.previewing) void this.preview();
+      },
+      location: (ras) => ($("position").textContent = `R ${mm(ras[0])}  A ${mm(ras[1])}  S ${mm(ras[2])} mm`),
+      drag: (index, ras, finished) => void this.drag(index, ras, finished),
+      remove: (index) => this.act("DELETE", `/points/${index}`),
+    });
+    this.work = new Work(
+      new Api(sessionStorage.getItem(TOKEN_KEY)),
+      (lost) => (lost ? this.alert("The connection to the server is lost. Work goes on when it is back.") : this.alert(null)),
+      (segment, update) => this.restored(segment, update),
+    );
+  }
+
+  async start(): Promise<void> {
+    const asked = new URLSearchParams(location.hash.slice(1));
+    if (asked.has("token")) sessionStorage.setItem(TOKEN_KEY, asked.get("token")!);
+    if (location.hash) history.replaceState(null, "", location.pathname);
+    this.work.api.token = sessionStorage.getItem(TOKEN_KEY);
+    await this.viewer.start();
+    this.viewer.nv.setDrawOpacity(0.5);
+    this.connectControls();
+    await this.askForToken();
+    const saved = Work.saved();
+    if (asked.has("path")) await this.open({ kind: "path", path: asked.get("path")! });
+    else if (asked.has("sample")) await this.open({ kind: "sample" });
+    else if (saved) await this.guard(() => this.resume(saved));
+    document.body.dataset.ready = "yes";
+  }
+
+  // --- opening ---
+
+  async open(source: Source, file: Blob | null = null): Promise<void> {
+    await this.guard(async () => {
+      if (this.awaitsScan && source.kind === "file") {
+        await this.work.reopen(file!, source.name, this.progress);
+        this.awaitsScan = false;
+        await this.show();
+        await this.work.restoreMasks();
+      } else {
+        await this.work.open(source, file, this.progress);
+        await this.show();
+        this.addSegment();
+      }
+    });
+  }
+
+  private async resume(saved: NonNullable<ReturnType<typeof Work.saved>>): Promise<void> {
+    if (!(await this.work.resume(saved, this.progress))) throw new ScanNeeded();
+    await this.show();
+    await this.work.restoreMasks();
+  }
+
+  private async show(): Promise<void> {
+    const info = this.work.volume!;
+    const grid = new Grid(info.size_xyz, info.spacing_mm, info.ras_from_ijk, info.display_from_ijk);
+    const image = await this.work.api.bytes("GET", `/v1/volumes/${info.id}/image.nii`, undefined, (part) =>
+      this.progress("Loading the views", part),
+    );
+    this.progress("Drawing");
+    this.overlay = null;
+    await this.viewer.show(image, grid);
+    this.overlay = new LabelOverlay(this.viewer.nv, grid);
+    for (const segment of this.work.segments) this.overlay.add(segment.label);
+    fillWindows($<HTMLSelectElement>("window"), info, this.viewer);
+    $("welcome").hidden = true;
+    const source = this.work.source!;
+    const name = source.kind === "sample" ? "Sample" : source.kind === "path" ? source.path.split(/[\\/]/).pop()! : source.name;
+    $("scan-name").textContent = `${name}: ${info.size_xyz.join(" × ")} voxels of ${info.spacing_mm.map(mm).join(" × ")} mm`;
+    this.arrange();
+    this.viewer.lookAt(grid.rasFromFrac([0.5, 0.5, 0.5]));
+  }
+
+  private async restored(segment: Segment, update: Update): Promise<void> {
+    this.overlay?.clear(segment.label);
+    if (update.box_zyx) this.overlay?.apply(segment.label, update.box_zyx, await unpackBits(update.bits));
+    this.refresh();
+  }
+
+  // --- prompts ---
+
+  private click(ras: Vec3, positive: boolean): void {
+    this.act("POST", "/points", { point_ras_mm: ras, positive }, { type: "point", ras_mm: ras, positive });
+  }
+
+  clickAtCrosshair(negative: boolean): void {
+    if (this.viewer.grid) this.click(this.viewer.crosshairRas(), (this.tool === "exclude") === negative);
+  }
+
+  /** A verb of the active segment, after those before it. Its mark shows at once, its mask when the answer is here. */
+  act(method: string, path: string, body?: unknown, mark?: SessionState["prompts"][number]): void {
+    const segment = this.work.segment;
+    if (!segment || !this.overlay) return;
+    const began = performance.now();
+    if (mark) this.viewer.mark([...(segment.state?.prompts ?? []), mark]);
+    this.waiting++;
+    this.status("Segmenting…");
+    this.queue = this.queue.then(() =>
+      this.guard(async () => {
+        try {
+          const update = await this.work.verb(segment, method, path, body);
+          await this.apply(segment, update, began);
+        } finally {
+          this.waiting--;
+          this.refresh();
+        }
+      }),
+    );
+  }
+
+  private async apply(segment: Segment, update: Update, began: number): Promise<void> {
+    const bits = update.box_zyx ? await unpackBits(update.bits) : null;
+    if (bits) this.overlay?.apply(segment.label, update.box_zyx!, bits);
+    const latency = performance.now() - began;
+    this.latencies_ms.push(latency);
+    this.viewer.redraw();
+    const quality = update.quality === null ? "" : ` · predicted quality ${Math.round(100 * update.quality)} %`;
+    const server = update.timings_ms.total === undefined ? "" : ` (model ${Math.round(update.timings_ms.total)} ms)`;
+    this.status(`${Math.round(latency)} ms${server}${quality}`);
+  }
+
+  /** Moves of a drag: the newest place goes to the server as soon as the one before is answered. */
+  private async drag(index: number, ras: Vec3, finished: boolean): Promise<void> {
+    const segment = this.work.segment;
+    if (!segment) return;
+    this.drags = { index, ras, continues: this.dragging };
+    this.dragging = !finished;
+    this.dragBusy ??= this.sendDrags(segment).finally(() => (this.dragBusy = null));
+  }
+
+  private async sendDrags(segment: Segment): Promise<void> {
+    await this.queue;
+    for (let continues = false; this.drags; continues = true) {
+      const { index, ras, continues: sameDrag } = this.drags;
+      this.drags = null;
+      const began = performance.now();
+      await this.guard(async () => {
+        const body = { point_ras_mm: ras, continues: continues || sameDrag };
+        await this.apply(segment, await this.work.verb(segment, "PUT", `/points/${index}`, body), began);
+      });
+      this.refresh();
+    }
+  }
+
+  // --- preview ---
+
+  setPreviewing(on: boolean): void {
+    if (this.previewing === on) return;
+    this.previewing = on;
+    if (on) void this.preview();
+    else if (this.overlay?.endPreview()) this.viewer.redraw();
+  }
+
+  private async preview(): Promise<void> {
+    if (this.previewBusy || this.waiting) return;
+    this.previewBusy = true;
+    for (let shown: Vec3 | null = null; this.previewing && this.pointer && this.pointer !== shown; ) {
+      const segment = this.work.segment;
+      if (!segment || this.waiting) break;
+      shown = this.pointer;
+      const body = { point_ras_mm: shown, positive: this.tool !== "exclude" };
+      const update = await this.work.preview(segment, body).catch(() => null);
+      if (!update || !this.previewing || this.waiting || segment !== this.work.segment) continue;
+      const bits = update.box_zyx ? await unpackBits(update.bits) : null;
+      if (bits) this.overlay?.preview(segment.label, update.box_zyx!, bits);
+      else this.overlay?.endPreview();
+      this.previews++;
+      this.viewer.redraw();
+    }
+    this.previewBusy = false;
+  }
+
+  // --- segments ---
+
+  addSegment(): void {
+    if (!this.overlay || this.work.segments.length >= MAX_SEGMENTS) return;
+    const segment = this.work.addSegment();
+    this.overlay.add(segment.label);
+    this.arrange();
+  }
+
+  choose(index: number): void {
+    if (index >= this.work.segments.length) return;
+    this.work.active = index;
+    this.work.save();
+    this.arrange();
+  }
+
+  toggle(segment = this.work.segment): void {
+    if (!segment) return;
+    segment.visible = !segment.visible;
+    this.work.save();
+    this.arrange();
+  }
+
+  removeSegment(segment: Segment): void {
+    this.work.removeSegment(segment);
+    this.overlay?.remove(segment.label);
+    if (!this.work.segments.length) this.addSegment();
+    this.arrange();
+  }
+
+  /** Colours, order and visibility, after any of them changed; the active segment lies on top. */
+  private arrange(): void {
+    const { segments, segment } = this.work;
+    this.overlay?.colour(new Map(segments.map((one) => [one.label, one.colour])));
+    const order = [...segments].sort((a, b) => Number(a === segment) - Number(b === segment));
+    this.overlay?.arrange(order);
+    this.refresh();
+    this.viewer.redraw();
+  }
+
+  refresh(): void {
+    const { segments, segment, volume } = this.work;
+    renderSegments($("segments"), segments, segment, this.viewer.grid?.voxelMl ?? 0, {
+      choose: (one) => this.choose(segments.indexOf(one)),
+      rename: (one, name) => {
+        one.name = name || `Segment ${one.label}`;
+        this.work.save();
+      },
+      recolour: (one, colour) => {
+        one.colour = colour;
+        this.work.save();
+        this.arrange();
+      },
+      toggle: (one) => this.toggle(one),
+      remove: (one) => this.removeSegment(one),
+    });
+    const prompts = segment?.state?.prompts ?? [];
+    if (!this.waiting) this.viewer.mark(segment?.visible ? prompts : []);
+    $<HTMLButtonElement>("undo").disabled = !segment?.canUndo;
+    $<HTMLButtonElement>("redo").disabled = !segment?.canRedo;
+    $<HTMLButtonElement>("reset").disabled = !segment?.voxels && !prompts.length;
+    $<HTMLButtonElement>("add-segment").disabled = !this.overlay;
+    const empty = segments.every((one) => !one.voxels);
+    for (const button of document.querySelectorAll<HTMLButtonElement>(".save")) {
+      button.disabled = empty || (button.dataset.format === "dcm" && !volume?.is_dicom);
+    }
+  }
+
+  async save(format: string): Promise<void> {
+    await this.queue;
+    await this.guard(async () => {
+      this.progress("Saving");
+      const content = await this.work.export(format);
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(new Blob([content]));
+      link.download = `segmentation.${format}`;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+    });
+  }
+
+  // --- controls ---
+
+  setTool(tool: Tool): void {
+    this.tool = tool;
+    this.viewer.tool = tool === "box" ? "box" : "point";
+    for (const name of ["include", "exclude", "box"]) $(name).setAttribute("aria-checked", String(name === tool));
+  }
+
+  nextLayout(): void {
+    const select = $<HTMLSelectElement>("layout");
+    const names = Object.keys(LAYOUTS) as Layout[];
+    select.value = names[(names.indexOf(select.value as Layout) + 1) % names.length];
+    this.viewer.layout(select.value as Layout);
+  }
+
+  removeLast(): void {
+    const count = this.work.segment?.state?.prompts.length ?? 0;
+    if (count) this.act("DELETE", `/points/${count - 1}`);
+  }
+
+  undo(): void {
+    if (this.work.segment?.canUndo || this.waiting) this.act("POST", "/undo");
+  }
+
+  redo(): void {
+    if (this.work.segment?.canRedo) this.act("POST", "/redo");
+  }
+
+  help(): void {
+    $<HTMLDialogElement>("help-dialog").showModal();
+  }
+
+  step(by: Vec3): void {
+    this.viewer.step(by);
+  }
+
+  private connectControls(): void {
+    const file = $<HTMLInputElement>("file");
+    const on = (id: string, act: () => unknown) => $(id).addEventListener("click", () => void act());
+    for (const id of ["open", "welcome-open"]) on(id, () => file.click());
+    for (const id of ["sample", "welcome-sample"]) on(id, () => this.open({ kind: "sample" }));
+    file.addEventListener("change", () => {
+      const chosen = file.files?.[0];
+      if (chosen) void this.open({ kind: "file", name: chosen.name }, chosen);
+      file.value = "";
+    });
+    for (const tool of ["include", "exclude", "box"] as const) on(tool, () => this.setTool(tool));
+    on("undo", () => this.undo());
+    on("redo", () => this.redo());
+    on("reset", () => this.act("POST", "/reset"));
+    on("add-segment", () => this.addSegment());
+    on("help", () => this.help());
+    on("alert-close", () => this.alert(null));
+    $("opacity").addEventListener("input", (event) => {
+      this.viewer.nv.drawOpacity = Number((event.target as HTMLInputElement).value);
+      this.viewer.redraw();
+    });
+    $("layout").addEventListener("change", (event) => this.viewer.layout((event.target as HTMLSelectElement).value as Layout));
+    $("window").addEventListener("change", (event) => chooseWindow(this.viewer, (event.target as HTMLSelectElement).value));
+    for (const button of document.querySelectorAll<HTMLButtonElement>(".save")) {
+      button.addEventListener("click", () => void this.save(button.dataset.format!));
+    }
+    this.connectDrop();
+    keyboard(this);
+  }
+
+  private connectDrop(): void {
+    document.addEventListener("dragover", (event) => {
+      event.preventDefault();
+      document.body.classList.add("dropping");
+    });
+    document.addEventListener("dragleave", (event) => {
+      if (!event.relatedTarget) document.body.classList.remove("dropping");
+    });
+    document.addEventListener("drop", (event) => {
+      event.preventDefault();
+      document.body.classList.remove("dropping");
+      const dropped = event.dataTransfer?.files[0];
+      if (dropped) void this.open({ kind: "file", name: dropped.name }, dropped);
+    });
+  }
+
+  private async askForToken(): Promise<void> {
+    for (;;) {
+      try {
+        await this.work.api.json("GET", "/v1/server");
+        return;
+      } catch (error) {
+        if (!(error instanceof Refusal) || error.code !== "wrong_token") return;
+      }
+      const dialog = $<HTMLDialogElement>("token-dialog");
+      dialog.showModal();
+      await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
+      this.work.api.token = $<HTMLInputElement>("token").value;
+      sessionStorage.setItem(TOKEN_KEY, this.work.api.token);
+    }
+  }
+
+  // --- telling the user ---
+
+  /** Run something; what goes wrong is told in a sentence, and work goes on. */
+  private async guard(work: () => Promise<unknown>): Promise<void> {
+    try {
+      await work();
+    } catch (error) {
+      if (error instanceof ScanNeeded) {
+        this.awaitsScan = true;
+        this.alert("The server no longer has this scan. Open the same file again, and the segments come back.");
+      } else {
+        this.alert(error instanceof Error && error.message ? sentence(error.message) : "The server cannot be reached.");
+      }
+      this.status("");
+    } finally {
+      $("progress").hidden = true;
+    }
+  }
+
+  private readonly progress = (what: string, part?: number): void => {
+    $("progress").hidden = false;
+    $("progress-text").textContent = what;
+    const bar = $<HTMLProgressElement>("progress-bar");
+    if (part === undefined) bar.removeAttribute("value");
+    else bar.value = part;
+  };
+
+  private alert(text: string | null): void {
+    $("alert").hidden = text === null;
+    $("alert-text").textContent = text ?? "";
+  }
+
+  private status(text: string): void {
+    $("status").textContent = text;
+  }
+}
+
+function mm(value: number): string {
+  return value.toFixed(1);
+}
+
+function sentence(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+}
+
+export type { Page };
+
+const page = new Page();
+// A handle for tests and for the curious.
+Object.assign(window, { famsam: page });
+page.start().catch((error) => {
+  document.getElementById("alert")!.hidden = false;
+  document.getElementById("alert-text")!.textContent = `The page could not start: ${error.message ?? error}`;
+});

@@ -1,0 +1,369 @@
+// The drawn scan: NiiVue's views, and over them the prompts as marks that can be dragged.
+
+import { DRAG_MODE, MULTIPLANAR_TYPE, Niivue, SHOW_RENDER, SLICE_TYPE } from "@niivue/niivue";
+import type { BoxPrompt, PointPrompt } from "./api";
+import type { Grid, Vec3 } from "./geometry";
+
+export const LAYOUTS = {
+  all: SLICE_TYPE.MULTIPLANAR,
+  axial: SLICE_TYPE.AXIAL,
+  coronal: SLICE_TYPE.CORONAL,
+  sagittal: SLICE_TYPE.SAGITTAL,
+  "3d": SLICE_TYPE.RENDER,
+} as const;
+export type Layout = keyof typeof LAYOUTS;
+
+export interface ViewerEvents {
+  click(ras: Vec3, secondary: boolean): void;
+  box(lower: Vec3, upper: Vec3): void;
+  hover(ras: Vec3 | null): void;
+  location(ras: Vec3): void;
+  drag(index: number, ras: Vec3, finished: boolean): void;
+  remove(index: number): void;
+}
+
+/** A slice view on the screen: which axis it cuts, and where its corners lie, in CSS pixels. */
+interface Tile {
+  axis: number;
+  left: number;
+  top: number;
+  width: number;
+  height: number;
+  fracAtTopLeft: Vec3;
+  fracAtBottomRight: Vec3;
+}
+
+const SVG = "http://www.w3.org/2000/svg";
+const CLICK_TOLERANCE_PX = 4;
+const GHOST_MM = 6;
+
+export class Viewer {
+  readonly nv: Niivue;
+  grid: Grid | null = null;
+  tool: "point" | "box" = "point";
+  private prompts: (PointPrompt | BoxPrompt)[] = [];
+  private pressed: { x: number; y: number; button: number } | null = null;
+  private framed: { tile: Tile; from: Vec3; to: Vec3 } | null = null;
+  private dragged: { index: number; tile: Tile; ras: Vec3 } | null = null;
+  private frameRequested = false;
+  private readonly backColour = [0.04, 0.05, 0.07, 1];
+
+  constructor(
+    private readonly canvas: HTMLCanvasElement,
+    private readonly marks: SVGSVGElement,
+    private readonly events: ViewerEvents,
+  ) {
+    this.nv = new Niivue({
+      backColor: this.backColour,
+      crosshairColor: [1, 0.85, 0.2, 0.8],
+      crosshairWidth: 0.6,
+      crosshairWidthUnit: "percent",
+      crosshairGap: 6,
+      show3Dcrosshair: true,
+      isRadiologicalConvention: true,
+      isOrientationTextVisible: true,
+      isCornerOrientationText: false,
+      multiplanarLayout: MULTIPLANAR_TYPE.GRID,
+      multiplanarShowRender: SHOW_RENDER.ALWAYS,
+      multiplanarPadPixels: 2,
+      multiplanarEqualSize: true,
+      dragAndDropEnabled: false,
+      clipPlaneHotKey: "",
+      cycleClipPlaneHotKey: "",
+      viewModeHotKey: "",
+      loadingText: "",
+      logLevel: "error",
+      mouseEventConfig: {
+        leftButton: { primary: DRAG_MODE.crosshair, withShift: DRAG_MODE.crosshair, withCtrl: DRAG_MODE.crosshair },
+        rightButton: DRAG_MODE.windowing,
+        centerButton: DRAG_MODE.pan,
+      },
+    });
+  }
+
+  async start(): Promise<void> {
+    await this.nv.attachToCanvas(this.canvas, true);
+    this.nv.setInterpolation(true);
+    const draw = this.nv.drawScene.bind(this.nv);
+    this.nv.drawScene = () => {
+      const text = draw();
+      this.drawMarks();
+      return text;
+    };
+    this.nv.onLocationChange = () => this.grid && this.events.location(this.crosshairRas());
+    this.canvas.addEventListener("mousedown", (event) => this.press(event), { capture: true });
+    window.addEventListener("mousemove", (event) => this.move(event), { capture: true });
+    window.addEventListener("mouseup", (event) => this.release(event), { capture: true });
+    this.canvas.addEventListener("mouseleave", () => this.events.hover(null));
+    this.canvas.addEventListener("contextmenu", (event) => event.preventDefault());
+  }
+
+  async show(image: ArrayBuffer, grid: Grid): Promise<void> {
+    this.nv.closeDrawing();
+    while (this.nv.volumes.length) this.nv.removeVolumeByIndex(0);
+    await this.nv.loadFromArrayBuffer(image, "scan.nii");
+    this.grid = grid;
+    this.nv.scene.crosshairPos = [0.5, 0.5, 0.5];
+  }
+
+  layout(name: Layout): void {
+    this.nv.setSliceType(LAYOUTS[name]);
+  }
+
+  window(low: number, high: number): void {
+    const volume = this.nv.volumes[0];
+    if (!volume) return;
+    volume.cal_min = low;
+    volume.cal_max = high;
+    this.nv.updateGLVolume();
+  }
+
+  /** Draw again, once, before the next frame. */
+  redraw(): void {
+    if (this.frameRequested) return;
+    this.frameRequested = true;
+    requestAnimationFrame(() => {
+      this.frameRequested = false;
+      this.nv.drawScene();
+    });
+  }
+
+  mark(prompts: (PointPrompt | BoxPrompt)[]): void {
+    this.prompts = prompts;
+    this.drawMarks();
+  }
+
+  crosshairRas(): Vec3 {
+    return this.grid!.rasFromFrac([...this.nv.scene.crosshairPos] as Vec3);
+  }
+
+  /** Move the crosshair by voxels along right, anterior, superior. */
+  step(by: Vec3): void {
+    if (!this.grid) return;
+    const size = this.grid.displaySize;
+    const at = [...this.nv.scene.crosshairPos].map((part, axis) =>
+      Math.min(1 - 0.5 / size[axis], Math.max(0.5 / size[axis], part + by[axis] / size[axis])),
+    );
+    this.nv.scene.crosshairPos = at as Vec3;
+    this.events.location(this.crosshairRas());
+    this.redraw();
+  }
+
+  /** Centre the views on a place. */
+  lookAt(ras: Vec3): void {
+    this.nv.scene.crosshairPos = this.grid!.fracFromRas(ras);
+    this.events.location(ras);
+    this.redraw();
+  }
+
+  /** Where a place is drawn in the view that cuts an axis, in CSS pixels of the canvas; null if that view is not shown. */
+  screenPosition(ras: Vec3, axis: number): { x: number; y: number } | null {
+    const tile = this.tiles().find((one) => one.axis === axis);
+    return tile ? onScreen(tile, this.grid!.fracFromRas(ras)) : null;
+  }
+
+  private press(event: MouseEvent): void {
+    if (!this.grid) return;
+    this.canvas.focus();
+    const { x, y } = this.pointer(event);
+    this.pressed = { x, y, button: event.button };
+    const tile = this.tileAt(x, y);
+    if (this.tool === "box" && tile && event.button === 0) {
+      const at = this.fracAt(tile, x, y);
+      this.framed = { tile, from: at, to: at };
+      event.stopPropagation();
+      event.preventDefault();
+    }
+  }
+
+  private move(event: MouseEvent): void {
+    if (!this.grid) return;
+    const { x, y } = this.pointer(event);
+    if (this.dragged) {
+      this.dragged.ras = this.grid.rasFromFrac(clamped(this.fracAt(this.dragged.tile, x, y)));
+      this.events.drag(this.dragged.index, this.dragged.ras, false);
+      this.drawMarks();
+      event.stopPropagation();
+    } else if (this.framed) {
+      this.framed.to = clamped(this.fracAt(this.framed.tile, x, y));
+      this.drawMarks();
+      event.stopPropagation();
+    } else if (event.target === this.canvas) {
+      const tile = this.tileAt(x, y);
+      const frac = tile && this.fracAt(tile, x, y);
+      this.events.hover(frac && inside(frac) ? this.grid.rasFromFrac(frac) : null);
+    }
+  }
+
+  private release(event: MouseEvent): void {
+    const { x, y } = this.pointer(event);
+    const pressed = this.pressed;
+    this.pressed = null;
+    if (this.dragged) {
+      const { index, ras } = this.dragged;
+      this.dragged = null;
+      this.events.drag(index, ras, true);
+    } else if (this.framed) {
+      const framed = this.framed;
+      this.framed = null;
+      this.finishBox(framed);
+      event.stopPropagation();
+    } else if (pressed && this.grid && event.button === pressed.button && event.target === this.canvas) {
+      const still = Math.hypot(x - pressed.x, y - pressed.y) < CLICK_TOLERANCE_PX;
+      const tile = this.tileAt(x, y);
+      if (!still || !tile || event.button === 1) return;
+      const frac = this.fracAt(tile, x, y);
+      if (inside(frac)) this.events.click(this.grid.rasFromFrac(frac), event.button === 2 || event.shiftKey);
+    }
+  }
+
+  /** The frame's depth is the smaller of its sides, around the slice that it was drawn on. */
+  private finishBox({ tile, from, to }: { tile: Tile; from: Vec3; to: Vec3 }): void {
+    const grid = this.grid!;
+    const mm = (axis: number) => Math.abs(to[axis] - from[axis]) * grid.displaySize[axis] * grid.displaySpacingMm(axis);
+    const sides = [0, 1, 2].filter((axis) => axis !== tile.axis).map(mm);
+    this.drawMarks();
+    if (Math.min(...sides) < 1) return;
+    const extent = grid.displaySize[tile.axis] * grid.displaySpacingMm(tile.axis);
+    const half = Math.min(...sides) / 2 / extent;
+    const lower = [...from] as Vec3;
+    const upper = [...to] as Vec3;
+    lower[tile.axis] = from[tile.axis] - half;
+    upper[tile.axis] = from[tile.axis] + half;
+    const corners = [grid.rasFromFrac(clamped(lower)), grid.rasFromFrac(clamped(upper))];
+    this.events.box(
+      corners[0].map((v, k) => Math.min(v, corners[1][k])) as Vec3,
+      corners[0].map((v, k) => Math.max(v, corners[1][k])) as Vec3,
+    );
+  }
+
+  private pointer(event: MouseEvent): { x: number; y: number } {
+    const bounds = this.canvas.getBoundingClientRect();
+    return { x: event.clientX - bounds.left, y: event.clientY - bounds.top };
+  }
+
+  private tiles(): Tile[] {
+    const ratio = this.canvas.width / this.canvas.clientWidth;
+    return this.nv.screenSlices.flatMap((slice, k): Tile[] => {
+      if (slice.axCorSag > SLICE_TYPE.SAGITTAL) return [];
+      const [left, top, width, height] = slice.leftTopWidthHeight;
+      const corner = (x: number, y: number) => [...this.nv.screenXY2TextureFrac(x, y, k, false)] as Vec3;
+      return [
+        {
+          axis: 2 - slice.axCorSag,
+          left: left / ratio,
+          top: top / ratio,
+          width: width / ratio,
+          height: height / ratio,
+          fracAtTopLeft: corner(left, top),
+          fracAtBottomRight: corner(left + width, top + height),
+        },
+      ];
+    });
+  }
+
+  private tileAt(x: number, y: number): Tile | undefined {
+    return this.tiles().find((t) => x >= t.left && y >= t.top && x < t.left + t.width && y < t.top + t.height);
+  }
+
+  private fracAt(tile: Tile, x: number, y: number): Vec3 {
+    const across = (x - tile.left) / tile.width;
+    const down = (y - tile.top) / tile.height;
+    const [h, v] = inPlane(tile.axis);
+    const frac = [...this.nv.scene.crosshairPos] as Vec3;
+    frac[h] = tile.fracAtTopLeft[h] + across * (tile.fracAtBottomRight[h] - tile.fracAtTopLeft[h]);
+    frac[v] = tile.fracAtTopLeft[v] + down * (tile.fracAtBottomRight[v] - tile.fracAtTopLeft[v]);
+    return frac;
+  }
+
+  private drawMarks(): void {
+    const shapes: SVGElement[] = [];
+    if (this.grid) {
+      for (const tile of this.tiles()) {
+        this.prompts.forEach((prompt, index) => {
+          if (prompt.type === "box") shapes.push(...this.boxShape(tile, prompt));
+          else shapes.push(...this.pointShape(tile, prompt, index));
+        });
+      }
+      if (this.framed) shapes.push(frame(this.framed.tile, this.framed.from, this.framed.to));
+    }
+    this.marks.replaceChildren(...shapes);
+  }
+
+  private pointShape(tile: Tile, prompt: PointPrompt, index: number): SVGElement[] {
+    const grid = this.grid!;
+    const frac = grid.fracFromRas(this.dragged?.index === index ? this.dragged.ras : prompt.ras_mm);
+    const away = Math.abs(frac[tile.axis] - this.nv.scene.crosshairPos[tile.axis]) * grid.displaySize[tile.axis];
+    const awayMm = away * grid.displaySpacingMm(tile.axis);
+    if (away > 0.75 && awayMm > GHOST_MM) return [];
+    const { x, y } = onScreen(tile, frac);
+    if (x < tile.left || y < tile.top || x > tile.left + tile.width || y > tile.top + tile.height) return [];
+    const mark = svg("g", {
+      class: `point ${prompt.positive ? "positive" : "negative"} ${away > 0.75 ? "ghost" : ""}`,
+      transform: `translate(${x.toFixed(1)} ${y.toFixed(1)})`,
+      "data-index": index,
+    });
+    // Shape and sign tell the kinds apart without colour.
+    mark.append(
+      prompt.positive ? svg("circle", { r: 8 }) : svg("rect", { x: -7, y: -7, width: 14, height: 14 }),
+      svg("path", { d: prompt.positive ? "M-4 0H4M0 -4V4" : "M-4 0H4" }),
+    );
+    const title = svg("title", {});
+    title.textContent = `${prompt.positive ? "Include" : "Exclude"}: drag to move, right-click to delete`;
+    mark.append(title);
+    mark.addEventListener("mousedown", (event) => {
+      if (event.button === 0) this.dragged = { index, tile, ras: prompt.ras_mm };
+      event.stopPropagation();
+      event.preventDefault();
+    });
+    mark.addEventListener("contextmenu", (event) => {
+      event.preventDefault();
+      this.events.remove(index);
+    });
+    return [mark];
+  }
+
+  private boxShape(tile: Tile, prompt: BoxPrompt): SVGElement[] {
+    const corners = [this.grid!.fracFromRas(prompt.lower_ras_mm), this.grid!.fracFromRas(prompt.upper_ras_mm)];
+    const depth = this.nv.scene.crosshairPos[tile.axis];
+    const [near, far] = corners.map((corner) => corner[tile.axis]).sort((a, b) => a - b);
+    return depth < near || depth > far ? [] : [frame(tile, corners[0], corners[1])];
+  }
+}
+
+function frame(tile: Tile, from: Vec3, to: Vec3): SVGElement {
+  const [a, b] = [onScreen(tile, from), onScreen(tile, to)];
+  return svg("rect", {
+    class: "frame",
+    x: Math.min(a.x, b.x),
+    y: Math.min(a.y, b.y),
+    width: Math.abs(a.x - b.x),
+    height: Math.abs(a.y - b.y),
+  });
+}
+
+function onScreen(tile: Tile, frac: Vec3): { x: number; y: number } {
+  const [h, v] = inPlane(tile.axis);
+  const part = (axis: number) =>
+    (frac[axis] - tile.fracAtTopLeft[axis]) / (tile.fracAtBottomRight[axis] - tile.fracAtTopLeft[axis]);
+  return { x: tile.left + part(h) * tile.width, y: tile.top + part(v) * tile.height };
+}
+
+/** The axes that run across and down a view that cuts the given one. */
+function inPlane(axis: number): [number, number] {
+  return axis === 2 ? [0, 1] : axis === 1 ? [0, 2] : [1, 2];
+}
+
+function inside(frac: Vec3): boolean {
+  return frac.every((part) => part >= 0 && part <= 1);
+}
+
+function clamped(frac: Vec3): Vec3 {
+  return frac.map((part) => Math.min(0.999, Math.max(0.001, part))) as Vec3;
+}
+
+function svg(name: string, attributes: Record<string, string | number>): SVGElement {
+  const element = document.createElementNS(SVG, name) as SVGElement;
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, String(value));
+  return element;
+}

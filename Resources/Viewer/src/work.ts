@@ -1,0 +1,272 @@
+// The work in progress: a scan, its segments, and their sessions on the server.
+//
+// The prompts are kept here (and in the tab's storage), not only on the server: after a reload, or when the server was
+// restarted, the scan is opened again and every segment is restored from its prompts. The scan itself is never stored.
+
+import { Api, Disconnected, type ExportedSegment, Refusal, type SessionState, type Update, type VolumeInfo } from "./api";
+
+export type Source = { kind: "sample" } | { kind: "path"; path: string } | { kind: "file"; name: string };
+
+export interface Segment {
+  label: number;
+  name: string;
+  colour: string;
+  visible: boolean;
+  state: SessionState | null;
+  sessionId: string | null;
+  voxels: number;
+  quality: number | null;
+  canUndo: boolean;
+  canRedo: boolean;
+}
+
+export interface Saved {
+  source: Source;
+  volumeId: string;
+  segments: Segment[];
+  active: number;
+}
+
+/** The server has forgotten the scan, and after a reload the page has not got it any more either. */
+export class ScanNeeded extends Error {}
+
+const KEY = "famsam-work";
+// Okabe and Ito's palette, which the colour-blind can tell apart, brightest first.
+export const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00", "#0072b2", "#999999"];
+
+export class Work {
+  source: Source | null = null;
+  volume: VolumeInfo | null = null;
+  segments: Segment[] = [];
+  active = 0;
+  private file: Blob | null = null;
+  private restoring: Promise<void> | null = null;
+
+  constructor(
+    readonly api: Api,
+    private readonly connection: (lost: boolean) => void,
+    private readonly restored: (segment: Segment, update: Update) => Promise<void>,
+  ) {}
+
+  get segment(): Segment | null {
+    return this.segments[this.active] ?? null;
+  }
+
+  /** Open a scan in place of the present one. */
+  async open(source: Source, file: Blob | null, progress: (what: string, part?: number) => void): Promise<VolumeInfo> {
+    const before = this.volume;
+    const opened = await this.send(source, file, progress);
+    this.source = source;
+    this.file = file;
+    this.volume = opened;
+    this.segments = [];
+    this.active = 0;
+    if (before) this.api.json("DELETE", `/v1/volumes/${before.id}`).catch(() => undefined);
+    return opened;
+  }
+
+  addSegment(): Segment {
+    const label = 1 + Math.max(0, ...this.segments.map((one) => one.label));
+    const segment: Segment = {
+      label,
+      name: `Segment ${label}`,
+      colour: COLOURS[(label - 1) % COLOURS.length],
+      visible: true,
+      state: null,
+      sessionId: null,
+      voxels: 0,
+      quality: null,
+      canUndo: false,
+      canRedo: false,
+    };
+    this.segments.push(segment);
+    this.active = this.segments.length - 1;
+    this.save();
+    return segment;
+  }
+
+  removeSegment(segment: Segment): void {
+    if (segment.sessionId) this.api.json("DELETE", `/v1/sessions/${segment.sessionId}`).catch(() => undefined);
+    this.segments = this.segments.filter((one) => one !== segment);
+    this.active = Math.max(0, Math.min(this.active, this.segments.length - 1));
+    this.save();
+  }
+
+  /** A verb of a segment's session; waits for a lost server, and repeats itself there when the prompts are restored. */
+  async verb(segment: Segment, method: string, path: string, body?: unknown): Promise<Update> {
+    for (;;) {
+      try {
+        const update = await this.ask(segment, method, path, body);
+        this.note(segment, update);
+        this.save();
+        return update;
+      } catch (error) {
+        if (!isLost(error)) throw error;
+        await this.recover();
+      }
+    }
+  }
+
+  /** What a click would change; null if something newer took its place or the server is away. */
+  async preview(segment: Segment, body: unknown): Promise<Update | null> {
+    try {
+      return await this.ask(segment, "POST", "/preview", body);
+    } catch (error) {
+      if (isLost(error) || (error instanceof Refusal && error.code === "superseded")) return null;
+      throw error;
+    }
+  }
+
+  async export(format: string): Promise<ArrayBuffer> {
+    for (;;) {
+      try {
+        const segments: ExportedSegment[] = [];
+        for (const one of this.segments) {
+          segments.push({ session_id: await this.sessionOf(one), name: one.name, colour: one.colour });
+        }
+        return await this.api.bytes("POST", `/v1/volumes/${this.volume!.id}/export`, { format, segments });
+      } catch (error) {
+        if (!isLost(error)) throw error;
+        await this.recover();
+      }
+    }
+  }
+
+  save(): void {
+    if (!this.source || !this.volume) return;
+    const saved: Saved = { source: this.source, volumeId: this.volume.id, segments: this.segments, active: this.active };
+    try {
+      sessionStorage.setItem(KEY, JSON.stringify(saved));
+    } catch {
+      sessionStorage.removeItem(KEY); // too large for the tab's storage: a reload then asks for the scan again
+    }
+  }
+
+  static saved(): Saved | null {
+    try {
+      return JSON.parse(sessionStorage.getItem(KEY) ?? "null");
+    } catch {
+      return null;
+    }
+  }
+
+  /** Go on after a reload; false if the scan is needed again from the user. */
+  async resume(saved: Saved, progress: (what: string, part?: number) => void): Promise<boolean> {
+    this.source = saved.source;
+    this.segments = saved.segments;
+    this.active = saved.active;
+    try {
+      this.volume = await this.api.json<VolumeInfo>("GET", `/v1/volumes/${saved.volumeId}`);
+    } catch (error) {
+      if (!(error instanceof Refusal) || error.code !== "not_found") throw error;
+      if (saved.source.kind === "file") return false;
+      this.volume = await this.send(saved.source, null, progress);
+      for (const one of this.segments) one.sessionId = null;
+    }
+    return true;
+  }
+
+  /** The same scan again, after a reload of which the server knows nothing any more. */
+  async reopen(file: Blob, name: string, progress: (what: string, part?: number) => void): Promise<void> {
+    this.volume = await this.send({ kind: "file", name }, file, progress);
+    this.source = { kind: "file", name };
+    this.file = file;
+    for (const one of this.segments) one.sessionId = null;
+    this.save();
+  }
+
+  /** Bring every segment's mask back: from its session where there is one, else from its prompts. */
+  async restoreMasks(): Promise<void> {
+    for (const segment of this.segments) {
+      if (segment.sessionId) {
+        try {
+          const update = await this.api.json<Update>("GET", `/v1/sessions/${segment.sessionId}/mask`);
+          this.note(segment, update);
+          await this.restored(segment, update);
+          continue;
+        } catch (error) {
+          if (!isLost(error)) throw error;
+          segment.sessionId = null;
+        }
+      }
+      if (segment.state) await this.restoreFromPrompts(segment);
+    }
+    this.save();
+  }
+
+  private async restoreFromPrompts(segment: Segment): Promise<void> {
+    const { id } = await this.api.json<{ id: string }>("POST", `/v1/volumes/${this.volume!.id}/sessions`);
+    segment.sessionId = id;
+    const { prompts } = segment.state!;
+    if (prompts.length || segment.state!.mask) {
+      const update = await this.api.json<Update>("PUT", `/v1/sessions/${id}/state`, { state: segment.state });
+      this.note(segment, update);
+      await this.restored(segment, update);
+    }
+  }
+
+  private note(segment: Segment, update: Update): void {
+    segment.voxels = update.voxels;
+    segment.quality = update.quality;
+    segment.canUndo = update.can_undo;
+    segment.canRedo = update.can_redo;
+    if (update.state) segment.state = update.state;
+  }
+
+  private async send(source: Source, file: Blob | null, progress: (what: string, part?: number) => void): Promise<VolumeInfo> {
+    if (source.kind === "sample") {
+      progress("Opening the sample");
+      return this.api.json("POST", "/v1/volumes/sample");
+    }
+    if (source.kind === "path") {
+      progress("Reading the scan");
+      return this.api.json("POST", "/v1/volumes/path", { path: source.path });
+    }
+    progress("Sending the scan", 0);
+    return this.api.upload(file!, (part) => progress(part < 1 ? "Sending the scan" : "Reading the scan", part < 1 ? part : undefined));
+  }
+
+  private async ask(segment: Segment, method: string, path: string, body?: unknown): Promise<Update> {
+    return this.api.json(method, `/v1/sessions/${await this.sessionOf(segment)}${path}`, body);
+  }
+
+  private async sessionOf(segment: Segment): Promise<string> {
+    if (!segment.sessionId) {
+      const { id } = await this.api.json<{ id: string }>("POST", `/v1/volumes/${this.volume!.id}/sessions`);
+      segment.sessionId = id;
+    }
+    return segment.sessionId;
+  }
+
+  /** Wait until the server is back, open the scan there again if it is gone, and restore every segment. */
+  private recover(): Promise<void> {
+    this.restoring ??= this.reconnect().finally(() => (this.restoring = null));
+    return this.restoring;
+  }
+
+  private async reconnect(): Promise<void> {
+    for (let told = false; ; ) {
+      try {
+        await this.api.json("GET", `/v1/volumes/${this.volume!.id}`);
+      } catch (error) {
+        if (error instanceof Disconnected) {
+          if (!told) this.connection(true);
+          told = true;
+          await new Promise((resolve) => setTimeout(resolve, 1000));
+          continue;
+        }
+        if (!(error instanceof Refusal) || error.code !== "not_found") throw error;
+        if (this.source!.kind === "file" && !this.file) throw new ScanNeeded();
+        this.volume = await this.send(this.source!, this.file, () => undefined);
+        for (const one of this.segments) one.sessionId = null;
+      }
+      await this.restoreMasks();
+      this.connection(false);
+      return;
+    }
+  }
+}
+
+function isLost(error: unknown): boolean {
+  return error instanceof Disconnected || (error instanceof Refusal && error.code === "not_found");
+}
