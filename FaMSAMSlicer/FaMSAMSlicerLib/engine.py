@@ -1,0 +1,241 @@
+"""The one worker thread on which the engine runs, and the session that lives there.
+
+The main thread hands over a ``Request`` that says everything: which scan, in which state the segment is, what was
+done. The worker keeps one session and finds its way to that state: by nothing at all if it is there (the usual case),
+along the session's history after an undo or redo, else by replaying the prompts.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import uuid
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+from famsam.errors import FamsamError
+
+from .prompts import Prompt, Prompts
+from .scans import Scan
+from .spaces import Point3
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """What ``famsam.load_model`` is asked for."""
+
+    source: str = "default"
+    """ "default" for the bundled weights, else a weights file."""
+    device: str = "auto"
+    precision: str = "auto"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that the user did; positions in RAS mm."""
+
+    verb: str
+    """add_point, add_box, move_point, remove_point or preview"""
+    points: Tuple[Point3, ...] = ()
+    positive: bool = True
+    index: int = -1
+    """Of the prompt that is moved or removed."""
+
+    def run(self, session: Any) -> Any:
+        """Do it; the session's result."""
+        if self.verb in ("add_point", "preview"):
+            return getattr(session, self.verb)(self.points[0], positive=self.positive)
+        if self.verb == "add_box":
+            return session.add_box(*self.points)
+        if self.verb == "move_point":
+            return session.move_point(self.index, self.points[0])
+        return session.remove_point(self.index)
+
+    def applied(self, prompts: Prompts) -> Prompts:
+        """The prompts after it: what the views show until the mask is there."""
+        if self.verb == "add_point":
+            return (*prompts, {"type": "point", "ras_mm": list(self.points[0]), "positive": self.positive})
+        if self.verb == "add_box":
+            lower, upper = (list(p) for p in self.points)
+            return (*prompts, {"type": "box", "lower_ras_mm": lower, "upper_ras_mm": upper})
+        if not 0 <= self.index < len(prompts):
+            return prompts
+        if self.verb == "move_point":
+            there: Prompt = {**prompts[self.index], "ras_mm": list(self.points[0])}
+            return (*prompts[: self.index], there, *prompts[self.index + 1 :])
+        if self.verb == "remove_point":
+            return (*prompts[: self.index], *prompts[self.index + 1 :])
+        return prompts
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """The state to go on from. All positions in the scan's own RAS mm."""
+
+    token: str = ""
+    prompts: Prompts = ()
+    base: Optional[Dict[str, Any]] = None
+    mask_zyx: Optional[np.ndarray] = None
+    """On the scan's grid: begin from this mask, which something else has made, and from no prompts."""
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What the worker is to do."""
+
+    scan: Scan
+    choice: ModelChoice
+    start: Start
+    steps: Sequence[Step]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What came of a request. Positions in the scan's own RAS mm."""
+
+    mask_zyx: np.ndarray
+    """(z, y, x) bool, as small as the mask."""
+    low_xyz: np.ndarray
+    """(3,) index of its first voxel in the scan."""
+    prompts: Prompts
+    base: Optional[Dict[str, Any]]
+    token: str
+    quality: float
+    timings_ms: Dict[str, float]
+    errors: Tuple[str, ...] = field(default=())
+    """Of the steps that could not be done; the others were."""
+
+
+class Engine:
+    """The worker. One for the whole application: the model is loaded once.
+
+    Args:
+        load: makes a model of a choice; ``famsam.load_model`` by default.
+    """
+
+    def __init__(self, load: Optional[Callable[[ModelChoice], Any]] = None) -> None:
+        self._load = load or _load_model
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="FaM-SAM")
+        self._place = _Place()
+
+    def submit(self, request: Request) -> Future[Outcome]:
+        """Queue a request; its future holds the outcome or the error."""
+        return self._thread.submit(self._run, request)
+
+    def warm_up(self, choice: ModelChoice) -> Future[str]:
+        """Load the model now, so that the first click need not wait for it; the future says what runs where."""
+        return self._thread.submit(self._warm_up, choice)
+
+    def close(self) -> None:
+        """Let the thread end once it has done what it is doing."""
+        self._thread.shutdown(wait=False)
+
+    def _warm_up(self, choice: ModelChoice) -> str:
+        model = self._place.model_for(choice, self._load)
+        device, precision = getattr(model, "device", None), getattr(model, "precision", None)
+        return " ".join(str(part) for part in (device, precision) if part is not None)
+
+    def _run(self, request: Request) -> Outcome:
+        model = self._place.model_for(request.choice, self._load)
+        session = self._place.session_for(request.scan, model)
+        self._place.go_to(request.start)
+        if request.steps and request.steps[-1].verb == "preview":
+            return _outcome(session, request.steps[-1].run(session), "", ())
+        result, errors = None, []
+        for step in request.steps:
+            try:
+                result = step.run(session)
+            except FamsamError as error:
+                errors.append(str(error))
+            else:
+                self._place.passed(uuid.uuid4().hex)
+        if result is None:
+            raise FamsamError(errors[0] if errors else "Nothing was asked for.")
+        return _outcome(session, result, self._place.token, tuple(errors))
+
+
+class _Place:
+    """Where the worker's session stands; lives on the worker thread."""
+
+    def __init__(self) -> None:
+        self._choice: Optional[ModelChoice] = None
+        self._model: Any = None
+        self._scan_key: Any = None
+        self._session: Any = None
+        self._tokens: List[str] = []
+        self._at = 0
+
+    @property
+    def token(self) -> str:
+        return self._tokens[self._at]
+
+    def model_for(self, choice: ModelChoice, load: Callable[[ModelChoice], Any]) -> Any:
+        if self._model is None or choice != self._choice:
+            self._session = self._model = None  # frees the old one first
+            self._model, self._choice = load(choice), choice
+        return self._model
+
+    def session_for(self, scan: Scan, model: Any) -> Any:
+        if self._session is None or self._scan_key != scan.key:
+            from famsam import Session, Volume
+
+            self._session = None
+            session = Session(model)
+            session.set_image(Volume(scan.voxels_zyx, scan.ras_from_ijk, name=scan.name))
+            self._session, self._scan_key = session, scan.key
+            self._tokens, self._at = [""], 0
+        return self._session
+
+    def passed(self, token: str) -> None:
+        """The session did something: its history goes on from here, as ``token``."""
+        self._tokens[self._at + 1 :] = [token]
+        self._at += 1
+
+    def go_to(self, start: Start) -> None:
+        if start.mask_zyx is not None:
+            self._session.set_mask(start.mask_zyx)
+            self.passed(uuid.uuid4().hex)
+        elif start.token in self._tokens:
+            target = self._tokens.index(start.token)
+            while self._at != target:
+                self._session.undo() if self._at > target else self._session.redo()
+                self._at += 1 if self._at < target else -1
+        else:
+            self._session.restore(_session_state(self._session, start))
+            self.passed(start.token)
+
+
+def _session_state(session: Any, start: Start) -> Dict[str, Any]:
+    return {**session.to_dict(), "mask": start.base, "prompts": [dict(prompt) for prompt in start.prompts]}
+
+
+def _outcome(session: Any, result: Any, token: str, errors: Tuple[str, ...]) -> Outcome:
+    box = result.box_zyx or ((0, 0, 0), (0, 0, 0))
+    state = session.to_dict()
+    return Outcome(
+        mask_zyx=np.ascontiguousarray(result.mask_in(box)),
+        low_xyz=np.array(box[0][::-1]),
+        prompts=tuple(state["prompts"]),
+        base=state["mask"],
+        token=token,
+        quality=float(result.quality),
+        timings_ms=dict(result.timings_ms),
+        errors=errors,
+    )
+
+
+def _load_model(choice: ModelChoice) -> Any:
+    import famsam
+
+    logger.info("famsam %s from %s", famsam.__version__, famsam.__file__)
+    return famsam.load_model(choice.source, device=choice.device, precision=choice.precision)
+
+
+@functools.lru_cache(maxsize=1)
+def shared_engine() -> Engine:
+    """The application's engine."""
+    return Engine()

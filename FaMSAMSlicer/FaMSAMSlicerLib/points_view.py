@@ -1,0 +1,160 @@
+"""The prompts as control points in the slice and 3D views: shown, dragged and deleted there.
+
+The node only mirrors a segment's tag. It lies under the segmentation's transform, so that its own coordinates are the
+segmentation's; it is not saved, and not listed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, List, Optional
+
+import numpy as np
+import slicer
+import vtk
+
+from .prompts import Prompts
+from .spaces import Point3
+
+POSITIVE_COLOR = (0.2, 0.85, 0.35)
+NEGATIVE_COLOR = (0.95, 0.25, 0.2)
+_SAME_MM = 1e-4
+
+
+class PointsView:
+    """Positive points are the "selected" ones, so that one node shows both colours in the prompts' order.
+
+    Args:
+        on_moved: called with the point's number and its new position.
+        on_removed: called with the number of a point that the user deleted.
+    """
+
+    def __init__(self, on_moved: Callable[[int, Point3], None], on_removed: Callable[[int], None]) -> None:
+        self._on_moved, self._on_removed = on_moved, on_removed
+        self._node: Any = None
+        self._tags: List[int] = []
+        self._updating = False
+        self.dragging = False
+        self.drags = 0
+        """Drags begun so far, so that what belongs to one of them is one step for undo."""
+        self._visible = True
+
+    @property
+    def node(self) -> Any:
+        """The markups node, if it is in the scene."""
+        return self._node if self._node is not None and self._node.GetScene() is not None else None
+
+    @property
+    def visible(self) -> bool:
+        return self._visible
+
+    @visible.setter
+    def visible(self, visible: bool) -> None:
+        self._visible = visible
+        if self.node is not None:
+            self.node.GetDisplayNode().SetVisibility(visible)
+
+    @property
+    def hovered(self) -> bool:
+        """Whether the pointer is on a point, so that a press there is for the point and no new click."""
+        if self.node is None or not self._visible:
+            return False
+        display = self.node.GetDisplayNode()
+        return bool(display.GetActiveComponentType() == slicer.vtkMRMLMarkupsDisplayNode.ComponentControlPoint)
+
+    def show(self, prompts: Prompts, segmentation_node: Any) -> None:
+        """Mirror these prompts, which are in the segmentation's own coordinates."""
+        points = [prompt for prompt in prompts if prompt["type"] == "point"]
+        if self.node is None and not points:
+            return
+        node = self.node or self._create()
+        self._updating = True
+        changed = node.StartModify()
+        try:
+            parent = segmentation_node.GetParentTransformNode() if segmentation_node else None
+            if node.GetParentTransformNode() is not parent:
+                node.SetAndObserveTransformNodeID(parent.GetID() if parent else None)
+            while node.GetNumberOfControlPoints() > len(points):
+                node.RemoveNthControlPoint(node.GetNumberOfControlPoints() - 1)
+            for index, point in enumerate(points):
+                self._place(node, index, point)
+        finally:
+            node.EndModify(changed)
+            self._updating = False
+
+    def remove(self) -> None:
+        """Take the node and its observers away."""
+        if self._node is not None:
+            for tag in self._tags:
+                self._node.RemoveObserver(tag)
+            if self._node.GetScene() is not None:
+                display = self._node.GetDisplayNode()
+                self._node.GetScene().RemoveNode(self._node)
+                if display is not None and display.GetScene() is not None:
+                    display.GetScene().RemoveNode(display)
+        self._node, self._tags, self.dragging = None, [], False
+
+    def _create(self) -> Any:
+        self.remove()
+        node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLMarkupsFiducialNode")
+        node.UnRegister(None)
+        node.SetName("FaM-SAM points")
+        node.SetSaveWithScene(False)
+        node.SetHideFromEditors(True)
+        slicer.mrmlScene.AddNode(node)
+        node.CreateDefaultDisplayNodes()
+        display = node.GetDisplayNode()
+        display.SetSaveWithScene(False)
+        display.SetSelectedColor(*POSITIVE_COLOR)
+        display.SetColor(*NEGATIVE_COLOR)
+        display.SetPointLabelsVisibility(False)
+        display.SetOccludedVisibility(True)
+        display.SetOccludedOpacity(0.3)
+        display.SetVisibility(self._visible)
+        events = {
+            node.PointModifiedEvent: self._moved,
+            node.PointRemovedEvent: self._removed,
+            node.PointStartInteractionEvent: self._drag_started,
+            node.PointEndInteractionEvent: self._drag_ended,
+        }
+        self._tags = [_observe(node, event, method) for event, method in events.items()]
+        self._node = node
+        return node
+
+    def _place(self, node: Any, index: int, point: Any) -> None:
+        position = [float(v) for v in point["ras_mm"]]
+        if index >= node.GetNumberOfControlPoints():
+            node.AddControlPoint(vtk.vtkVector3d(position))
+        elif not self.dragging:
+            there = [0.0, 0.0, 0.0]
+            node.GetNthControlPointPosition(index, there)
+            if np.abs(np.subtract(there, position)).max() > _SAME_MM:
+                node.SetNthControlPointPosition(index, position)
+        if bool(node.GetNthControlPointSelected(index)) != point["positive"]:
+            node.SetNthControlPointSelected(index, point["positive"])
+
+    def _moved(self, index: Optional[int]) -> None:
+        if self._updating or index is None:
+            return
+        position = [0.0, 0.0, 0.0]
+        self._node.GetNthControlPointPosition(index, position)
+        self._on_moved(index, (position[0], position[1], position[2]))
+
+    def _removed(self, index: Optional[int]) -> None:
+        if not self._updating and index is not None:
+            self._on_removed(index)
+
+    def _drag_started(self, index: Optional[int]) -> None:
+        self.dragging = True
+        self.drags += 1
+
+    def _drag_ended(self, index: Optional[int]) -> None:
+        self.dragging = False
+        self._moved(index)
+
+
+def _observe(node: Any, event: int, method: Callable[[Optional[int]], None]) -> int:
+    @vtk.calldata_type(vtk.VTK_INT)
+    def call(caller: Any, event: str, index: Optional[int] = None) -> None:
+        method(index)
+
+    return node.AddObserver(event, call)

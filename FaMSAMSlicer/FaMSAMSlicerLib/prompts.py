@@ -1,0 +1,110 @@
+"""The prompts of a segment, kept as JSON in a tag of the segment itself.
+
+So they are saved in ``.seg.nrrd``, ``.mrb`` and ``.mrml``, and the Segment Editor's undo and redo take them along with
+the mask. Coordinates are the segmentation's own RAS mm: prompts follow the segment when it is transformed.
+
+A prompt is a dict as the engine's sessions write it:
+    {"type": "point", "ras_mm": [r, a, s], "positive": true}
+    {"type": "box", "lower_ras_mm": [r, a, s], "upper_ras_mm": [r, a, s]}
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+import numpy as np
+import vtk
+
+from .spaces import transformed
+
+TAG = "FaM-SAM.Prompts"
+FORMAT_VERSION = 1
+
+Prompt = Mapping[str, Any]
+Prompts = Tuple[Prompt, ...]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SegmentState:
+    """What a segment's tag holds."""
+
+    prompts: Prompts = ()
+    """In the order in which they were given."""
+    base: Optional[Dict[str, Any]] = None
+    """The mask that the prompts refine, as the engine writes it, and under "image" the grid on which it lies."""
+    token: str = ""
+    """Names this state, so that the worker knows whether its session is there already; empty for no prompts."""
+    mask_print: str = ""
+    """``segments.mask_print`` of the segment as written: another one means that something else has edited it."""
+    quality: float = 0.0
+    """Predicted IoU, 0..1."""
+
+    def to_json(self) -> str:
+        content = {
+            "version": FORMAT_VERSION,
+            "prompts": [dict(prompt) for prompt in self.prompts],
+            "base": self.base,
+            "token": self.token,
+            "mask": self.mask_print,
+            "quality": round(self.quality, 4),
+        }
+        return json.dumps(content, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> SegmentState:
+        """Raises:
+        ValueError: it is not what ``to_json`` writes.
+        """
+        content = json.loads(text)
+        try:
+            if content["version"] != FORMAT_VERSION:
+                raise ValueError(f"version {content['version']!r}")
+            prompts = tuple(_checked(prompt) for prompt in content["prompts"])
+            base, token, printed = content["base"], str(content["token"]), str(content["mask"])
+            return cls(prompts, base, token, printed, float(content["quality"]))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"damaged: {error!r}") from error
+
+
+def read_state(segment: Any) -> SegmentState:
+    """The state in a segment's tag; the empty one if there is none, or none that can be read."""
+    text = vtk.reference("")
+    if not segment.GetTag(TAG, text) or not str(text):
+        return SegmentState()
+    try:
+        return SegmentState.from_json(str(text))
+    except ValueError as error:
+        logger.warning('The points of segment "%s" cannot be read and are left out (%s).', segment.GetName(), error)
+        return SegmentState()
+
+
+def write_state(segment: Any, state: SegmentState) -> None:
+    """Set the tag; the empty state takes it away."""
+    if state == SegmentState():
+        segment.RemoveTag(TAG)
+    else:
+        segment.SetTag(TAG, state.to_json())
+
+
+def moved(prompts: Prompts, matrix: np.ndarray) -> Prompts:
+    """The prompts with every position taken through a 4x4 matrix."""
+    return tuple({key: _moved_value(key, value, matrix) for key, value in prompt.items()} for prompt in prompts)
+
+
+def _moved_value(key: str, value: Any, matrix: np.ndarray) -> Any:
+    return list(transformed(matrix, value)) if key.endswith("ras_mm") else value
+
+
+def _checked(prompt: Dict[str, Any]) -> Prompt:
+    keys = {"point": ("ras_mm",), "box": ("lower_ras_mm", "upper_ras_mm")}[prompt["type"]]
+    for key in keys:
+        if len(prompt[key]) != 3 or not np.isfinite(np.asarray(prompt[key], dtype=float)).all():
+            raise ValueError(f"{key} is {prompt[key]!r}")
+    if prompt["type"] == "point" and not isinstance(prompt["positive"], bool):
+        raise ValueError(f"positive is {prompt['positive']!r}")
+    return prompt

@@ -1,0 +1,66 @@
+"""A Slicer volume as the engine wants it, without copying its voxels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Tuple
+
+import numpy as np
+import vtk
+from famsam.errors import PromptError, VolumeError
+from vtk.util.numpy_support import vtk_to_numpy
+
+from .spaces import Point3, matrix_from_vtk, transformed
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """The voxels of a volume node at one moment.
+
+    Attributes:
+        key: equal for the same, unchanged volume; another one as soon as its voxels or its geometry change.
+        name: the node's name.
+        voxels_zyx: (z, y, x), shared with the node.
+        ras_from_ijk: (4, 4), index (x, y, z) -> RAS mm of the volume itself, before its parent transform.
+    """
+
+    key: Tuple[Any, ...]
+    name: str
+    voxels_zyx: np.ndarray
+    ras_from_ijk: np.ndarray
+
+    def check_inside(self, point_ras_mm: Point3) -> None:
+        """Raises:
+        PromptError: the point lies outside the scan.
+        """
+        index = transformed(np.linalg.inv(self.ras_from_ijk), point_ras_mm)
+        size_xyz = self.voxels_zyx.shape[::-1]
+        if not all(-0.5 <= i <= n - 0.5 for i, n in zip(index, size_xyz)):
+            raise PromptError(f'That click lies outside the volume "{self.name}". Click on the scan itself.')
+
+
+def scan_of(volume_node: Any) -> Scan:
+    """The scan in a volume node.
+
+    Raises:
+        VolumeError: no volume, no voxels, or several values a voxel.
+    """
+    if volume_node is None:
+        raise VolumeError("No source volume is chosen. Load a scan and choose it as source volume.")
+    name = volume_node.GetName()
+    image = volume_node.GetImageData()
+    if image is None or image.GetNumberOfPoints() == 0 or image.GetPointData().GetScalars() is None:
+        raise VolumeError(f'The volume "{name}" holds no voxels. Choose another source volume.')
+    components = image.GetNumberOfScalarComponents()
+    if components != 1:
+        raise VolumeError(
+            f'The volume "{name}" has {components} values in each voxel (a colour, vector or 4-D image); one is '
+            "needed. Make a scalar volume of it (module Vector to Scalar Volume, or extract one frame) and choose that."
+        )
+    matrix = vtk.vtkMatrix4x4()
+    volume_node.GetIJKToRASMatrix(matrix)
+    ras_from_ijk = matrix_from_vtk(matrix)
+    scalars = image.GetPointData().GetScalars()
+    key = (volume_node.GetID(), id(image), image.GetMTime(), scalars.GetMTime(), ras_from_ijk.tobytes())
+    voxels_zyx = vtk_to_numpy(scalars).reshape(image.GetDimensions()[::-1])
+    return Scan(key, name, voxels_zyx, ras_from_ijk)

@@ -1,0 +1,66 @@
+"""A small promptable model without weights: grows the region of like intensity around the clicks.
+
+It goes through the engine's real session, as every model does; it answers in milliseconds and one can say beforehand
+what a click must give.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional, Tuple
+
+import torch
+from famsam.model.base import Embedding, PromptableModel
+from torch import Tensor, nn
+from torch.nn import functional
+
+TOLERANCE = 0.35
+
+
+class RegionModel(PromptableModel):
+    """Connected voxels within ``TOLERANCE`` standard deviations of a positive click; negative clicks cut away."""
+
+    name = "region"
+    crop_size = 48
+    config: Any = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1), requires_grad=False)  # tells the session the device
+
+    def normalise(self, crop_B1ZYX: Tensor, inside_B1ZYX: Tensor) -> Tensor:
+        inside = crop_B1ZYX[inside_B1ZYX]
+        scaled = (crop_B1ZYX - inside.mean()) / inside.std().clamp_min(1e-6)
+        return torch.where(inside_B1ZYX, scaled, torch.full_like(scaled, -1e3))
+
+    def encode(self, crop_B1ZYX: Tensor) -> Embedding:
+        return Embedding(crop_B1ZYX, crop_B1ZYX)
+
+    def decode(
+        self,
+        embedding: Embedding,
+        points_BN3: Tensor,
+        labels_BN: Tensor,
+        mask_logits_B1zyx: Optional[Tensor] = None,
+        multimask: bool = False,
+    ) -> Tuple[Tensor, Tensor]:
+        crop = embedding.tokens
+        logits = torch.full_like(crop, -4.0)
+        if mask_logits_B1zyx is not None:
+            previous = functional.interpolate(mask_logits_B1zyx.float(), crop.shape[2:], mode="trilinear")
+            logits = torch.where(previous > 0, 4.0, -4.0)
+        for point, label in zip(points_BN3[0], labels_BN[0].tolist()):
+            if label in (0, 1):
+                logits = torch.where(_region(crop, point), 4.0 if label == 1 else -4.0, logits)
+        return logits, torch.full((1, 1), 0.9)
+
+
+def _region(crop: Tensor, point: Tensor) -> Tensor:
+    z, y, x = (int(v) for v in point.round().clamp(0, crop.shape[-1] - 1))
+    alike = ((crop - crop[0, 0, z, y, x]).abs() < TOLERANCE).to(crop.dtype)
+    region = torch.zeros_like(alike)
+    region[0, 0, z, y, x] = 1
+    while True:
+        grown = functional.max_pool3d(region, 3, stride=1, padding=1) * alike
+        if torch.equal(grown, region):
+            return region > 0
+        region = grown

@@ -1,0 +1,376 @@
+"""Never frozen, nothing lost, one message for what goes wrong, nothing left behind."""
+
+from __future__ import annotations
+
+import threading
+
+import host
+import numpy as np
+import pytest
+import slicer
+import vtk
+from conftest import World, dice
+from FaMSAMSlicerLib.controller import Controller
+from FaMSAMSlicerLib.engine import Engine, ModelChoice, Step
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from region_model import RegionModel
+
+
+class HeldModel(RegionModel):
+    """Decodes only while ``gate`` is open, and counts; raises what it is told to, once."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.decodes, self.error = threading.Event(), 0, None
+        self.gate.set()
+
+    def decode(self, *args, **kwargs):
+        assert self.gate.wait(60)
+        self.decodes += 1
+        if self.error is not None:
+            error, self.error = self.error, None
+            raise error
+        return super().decode(*args, **kwargs)
+
+
+@pytest.fixture
+def held(world):
+    model = HeldModel()
+    world.engine.close()
+    world.engine = world.controller.engine = Engine(lambda choice: model)
+    world.model = model
+    return world
+
+
+def test_clicks_return_at_once_and_none_is_lost(held):
+    held.model.gate.clear()
+    for offset in range(5):
+        held.controller.click(held.centre(0, (offset, 0, 0)))
+        assert held.controller.status.busy and held.controller.status.message == "Computing…"
+        assert held.controller.points.node.GetNumberOfControlPoints() == offset + 1, "points are there at once"
+        assert not held.mask().any()
+    held.model.gate.set()
+    held.settle()
+    assert len(held.controller.state.prompts) == 5
+    ready = [status for status in held.said if status.message == "Ready"]
+    assert len(ready) == 2, "the first click, and the four that came meanwhile as one"
+    assert not held.controller.status.busy
+
+
+def test_only_the_newest_of_waiting_moves_is_computed(held):
+    held.click(held.centre(0))
+    held.model.decodes = 0
+    held.model.gate.clear()
+    for x in range(10):
+        held.controller.points.node.SetNthControlPointPosition(0, *held.centre(0, (0, 0, x / 5)))
+    held.model.gate.set()
+    held.settle()
+    alone = held.model.decodes // 2
+    assert held.controller.state.prompts[0]["ras_mm"] == pytest.approx(held.centre(0, (0, 0, 9 / 5)))
+    assert alone * 2 == held.model.decodes, "two requests: the first move, and the last"
+
+
+def test_a_drag_is_one_step_for_undo(world):
+    world.click(world.centre(0))
+    before = world.mask()
+    node = world.controller.points.node
+    index = vtk.reference(0)
+    node.InvokeEvent(node.PointStartInteractionEvent)
+    world.controller.points.dragging = True
+    for x in range(4):
+        node.SetNthControlPointPosition(0, *world.centre(0, (0, x, 0)))
+        world.settle()
+    node.InvokeEvent(node.PointEndInteractionEvent)
+    world.settle()
+    del index
+    assert world.controller.state.prompts[0]["ras_mm"] == pytest.approx(world.centre(0, (0, 3, 0)))
+    world.effect.undo()
+    world.controller.sync()
+    np.testing.assert_array_equal(world.mask(), before)
+    assert world.controller.state.prompts[0]["ras_mm"] == pytest.approx(world.centre(0))
+
+
+def test_deleting_a_point_in_a_view_restores_the_mask_without_it(world):
+    world.click(world.centre(0))
+    one = world.mask()
+    world.click(world.centre(1))
+    world.controller.points.node.RemoveNthControlPoint(1)
+    world.settle()
+    np.testing.assert_array_equal(world.mask(), one)
+    assert len(world.controller.state.prompts) == 1
+    world.controller.points.node.RemoveNthControlPoint(0)
+    world.settle()
+    assert not world.mask().any() and not world.controller.state.prompts
+    for count in (1, 2):
+        world.effect.undo()
+        world.controller.sync()
+        assert world.controller.points.node.GetNumberOfControlPoints() == count
+
+
+def test_box_and_points_are_numbered_apart(world):
+    low, high = world.centre(0, (-8, -8, -8)), world.centre(0, (8, 8, 8))
+    world.controller.box(high, low)
+    world.settle()
+    assert world.controller.state.prompts[0]["type"] == "box"
+    world.click(world.centre(0))
+    assert world.controller.points.node.GetNumberOfControlPoints() == 1
+    world.controller.points.node.SetNthControlPointPosition(0, *world.centre(0, (1, 0, 0)))
+    world.settle()
+    assert world.controller.state.prompts[1]["ras_mm"] == pytest.approx(world.centre(0, (1, 0, 0)))
+    assert dice(world.mask(), world.balls[0]) > 0.6
+
+
+def test_preview_changes_nothing_and_a_click_overtakes_it(held):
+    held.click(held.centre(0))
+    mask, state = held.mask(), held.controller.state
+    held.controller.preview(held.centre(1))
+    held.settle()
+    preview = held.controller._preview.node
+    assert preview.GetDisplayNode().GetVisibility() and preview.GetSegmentation().GetSegment("preview")
+    np.testing.assert_array_equal(held.mask(), mask)
+    assert held.controller.state == state
+    held.model.gate.clear()
+    for x in range(5):
+        held.controller.preview(held.centre(1, (0, 0, x)))
+    held.controller.click(held.centre(1))
+    held.model.gate.set()
+    held.settle()
+    assert len(held.controller.state.prompts) == 2
+    assert not preview.GetDisplayNode().GetVisibility()
+    held.controller.preview(held.centre(1))
+    held.controller.end_preview()
+    held.settle()
+    assert not preview.GetDisplayNode().GetVisibility()
+
+
+@pytest.mark.parametrize("error", [RuntimeError("boom"), MemoryError()])
+def test_an_error_in_the_worker_is_one_message_and_the_next_click_works(held, error):
+    held.model.error = error
+    held.click(held.centre(0))
+    errors = [status for status in held.said if status.is_error]
+    assert len(errors) == 1 and type(error).__name__ in errors[0].message
+    assert not held.controller.state.prompts and not held.controller.busy
+    held.click(held.centre(0))
+    assert len(held.controller.state.prompts) == 1 and not held.controller.status.is_error
+
+
+def test_a_model_that_cannot_be_loaded_says_so_each_time(world):
+    world.engine.close()
+    world.engine = world.controller.engine = Engine()
+    world.controller.choice = ModelChoice("/nowhere/weights.pth")
+    for _ in range(2):
+        world.click(world.centre(0))
+        assert world.controller.status.is_error and "weights.pth" in world.controller.status.message
+
+
+def test_click_outside_the_scan_says_so_gently(world):
+    world.click(world.world((-5, 3, 3)))
+    assert world.controller.status.is_error and "outside" in world.controller.status.message
+    world.click(world.centre(0))
+    assert dice(world.mask(), world.balls[0]) > 0.7
+
+
+def test_without_segment_or_volume_a_click_says_what_is_missing(world):
+    world.effect.node.SetSelectedSegmentID("")
+    world.click(world.centre(0))
+    assert "segment" in world.controller.status.message
+    world.effect.select(world.segmentation, None, "first")
+    world.click(world.centre(0))
+    assert "source volume" in world.controller.status.message
+
+
+def test_vector_volumes_are_refused_with_a_way_out(world):
+    color = host.volume(np.zeros((4, 5, 6, 3), np.uint8), np.eye(4), "photo", components=3)
+    world.effect.select(world.segmentation, color, "first")
+    world.click((2.0, 2.0, 2.0))
+    assert world.controller.status.is_error and "Vector to Scalar" in world.controller.status.message
+
+
+def test_empty_and_constant_volumes_are_refused(world):
+    empty = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLScalarVolumeNode", "nothing")
+    world.effect.select(world.segmentation, empty, "first")
+    world.click((2.0, 2.0, 2.0))
+    assert "no voxels" in world.controller.status.message
+    world.effect.select(world.segmentation, host.volume(np.ones((9, 9, 9), np.int16), np.eye(4)), "first")
+    world.click((2.0, 2.0, 2.0))
+    assert world.controller.status.is_error and "nothing to segment" in world.controller.status.message
+
+
+def test_a_volume_that_changes_is_taken_anew(world):
+    world.click(world.centre(0))
+    voxels = slicer.util.arrayFromVolume(world.volume)
+    voxels[:] = np.roll(voxels, 6, axis=1)
+    slicer.util.arrayFromVolumeModified(world.volume)
+    world.controller.reset_segment()
+    world.click(world.centre(0, (0, 6, 0)))
+    assert dice(world.mask(), np.roll(world.balls[0], 6, axis=1)) > 0.7
+
+
+def test_cancel_drops_what_is_under_way(held):
+    held.model.gate.clear()
+    held.controller.click(held.centre(0))
+    held.controller.click(held.centre(1))
+    held.controller.cancel()
+    held.model.gate.set()
+    held.settle()
+    assert not held.controller.busy and not held.mask().any() and not held.controller.state.prompts
+    assert held.controller.points.node.GetNumberOfControlPoints() == 0
+    held.click(held.centre(0))
+    assert dice(held.mask(), held.balls[0]) > 0.7, "the dropped click has left nothing in the session"
+
+
+def test_another_segment_selected_while_computing_gets_nothing(held):
+    held.model.gate.clear()
+    held.controller.click(held.centre(0))
+    held.select("second")
+    held.model.gate.set()
+    held.settle()
+    assert held.mask("first").any() and not held.mask("second").any()
+    assert not held.controller.state.prompts
+    held.select("first")
+    assert len(held.controller.state.prompts) == 1
+
+
+def test_undo_while_computing_is_kept(held):
+    held.click(held.centre(1))
+    held.model.gate.clear()
+    held.controller.click(held.centre(0))
+    held.effect.undo()
+    held.model.gate.set()
+    held.settle()
+    assert len(held.controller.state.prompts) == 1
+    assert dice(held.mask(), held.balls[0]) > 0.7 and not (held.mask() & held.balls[1]).any()
+
+
+@pytest.mark.parametrize("what", ["segment", "segmentation", "scene"])
+def test_what_is_removed_while_computing_is_let_go(held, what):
+    held.model.gate.clear()
+    held.controller.click(held.centre(0))
+    if what == "segment":
+        held.segmentation.GetSegmentation().RemoveSegment("first")
+    elif what == "segmentation":
+        slicer.mrmlScene.RemoveNode(held.segmentation)
+    else:
+        slicer.mrmlScene.Clear(False)
+    held.model.gate.set()
+    held.settle()
+    held.controller.sync()
+    assert not held.controller.busy and not [status for status in held.said if status.is_error]
+
+
+def test_close_leaves_no_node_and_no_observer(world):
+    scene = slicer.mrmlScene
+    before = {scene.GetNthNode(i).GetID() for i in range(scene.GetNumberOfNodes())}
+    for _ in range(3):
+        world.click(world.centre(0))
+        world.controller.preview(world.centre(1))
+        world.settle()
+        points = world.controller.points.node
+        world.controller.close()
+        for event in (points.PointModifiedEvent, points.PointRemovedEvent, points.PointStartInteractionEvent):
+            assert not points.HasObserver(event)
+        after = {scene.GetNthNode(i).GetID() for i in range(scene.GetNumberOfNodes())}
+        assert after == before
+
+
+def test_hidden_points_stay_hidden(world):
+    world.click(world.centre(0))
+    world.controller.points.visible = False
+    world.controller.close()
+    world.click(world.centre(0, (1, 0, 0)))
+    assert not world.controller.points.node.GetDisplayNode().GetVisibility()
+
+
+def test_steps_shown_before_they_are_computed():
+    point = {"type": "point", "ras_mm": [1.0, 2.0, 3.0], "positive": True}
+    assert Step("add_point", ((1.0, 2.0, 3.0),)).applied(()) == (point,)
+    assert Step("remove_point", index=0).applied((point,)) == ()
+    assert Step("remove_point", index=4).applied((point,)) == (point,)
+    assert Step("move_point", ((0.0, 0.0, 0.0),), index=0).applied((point,))[0]["ras_mm"] == [0.0, 0.0, 0.0]
+    assert Step("preview", ((0.0, 0.0, 0.0),)).applied((point,)) == (point,)
+
+
+ACTIONS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            ["click", "cut", "undo", "redo", "select", "move", "remove", "clear", "reset", "paint", "look"]
+        ),
+        st.integers(0, 1),
+        st.integers(-3, 3),
+    ),
+    min_size=100,
+    max_size=100,
+)
+
+
+@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
+@given(ACTIONS)
+def test_a_hundred_random_interactions_break_no_invariant(actions):
+    world = World()
+    try:
+        for action, which, offset in actions:
+            segments = {name: world.mask(name) for name in ("first", "second")}
+            selected = world.controller.segment_id
+            _do(world, action, which, offset)
+            world.settle()
+            _check(world, selected, segments if action in ("click", "cut", "move", "remove", "clear", "look") else None)
+        assert not [status.message for status in world.said if status.is_error]
+    finally:
+        world.controller.close()
+        world.engine.close()
+
+
+def _do(world: World, action: str, which: int, offset: int) -> None:
+    controller: Controller = world.controller
+    points = controller.points.node
+    count = points.GetNumberOfControlPoints() if points else 0
+    if action in ("click", "cut"):
+        controller.click(world.centre(which, (offset, 0, 0)), positive=action == "click")
+    elif action == "look":
+        controller.preview(world.centre(which, (offset, 0, 0)))
+    elif action in ("undo", "redo"):
+        if world.effect.logic.CanUndo() if action == "undo" else world.effect.logic.CanRedo():
+            getattr(world.effect, action)()
+            controller.sync()
+    elif action == "select":
+        world.select(("first", "second")[which])
+    elif action == "move" and count:
+        points.SetNthControlPointPosition(count - 1, *world.centre(which, (0, offset, 0)))
+    elif action == "remove" and count:
+        points.RemoveNthControlPoint(0)
+    elif action == "clear":
+        controller.clear_points()
+    elif action == "reset":
+        controller.reset_segment()
+    elif action == "paint":
+        mask = world.mask(controller.segment_id)
+        mask[1:3, 1:3, 1 + which : 4 + which] = True
+        world.effect.saveStateForUndo()
+        host.set_segment(world.segmentation, controller.segment_id, mask)
+
+
+def _check(world: World, selected: str, before) -> None:
+    state, points = world.controller.state, world.controller.points.node
+    shown = (
+        []
+        if points is None
+        else list(slicer.util.arrayFromMarkupsControlPoints(points))
+        if points.GetNumberOfControlPoints()
+        else []
+    )
+    assert len(shown) == len(state.prompts)
+    for where, prompt in zip(shown, state.prompts):
+        np.testing.assert_allclose(where, prompt["ras_mm"], atol=1e-6)
+    last = state.prompts[-1:]
+    if (
+        last
+        and last[0]["type"] == "point"
+        and before is not None
+        and not np.array_equal(before[selected], world.mask(selected))
+    ):
+        index = tuple(int(round(v)) for v in last[0]["ras_mm"][::-1])
+        assert world.mask(selected)[index] == last[0]["positive"], "the newest click always counts"
+    if before is not None:
+        for name in {"first", "second"} - {selected}:
+            assert not (world.mask(name) & ~before[name]).any(), "no other segment ever grows"

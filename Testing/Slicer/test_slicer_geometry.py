@@ -1,0 +1,142 @@
+"""A click lands where it was made, whatever the volume's and the segmentation's geometry."""
+
+from __future__ import annotations
+
+import host
+import numpy as np
+import pytest
+import slicer
+import vtk
+from conftest import dice
+from FaMSAMSlicerLib.segments import resampled
+
+
+def rotation(degrees_z: float, degrees_x: float) -> np.ndarray:
+    a, b = np.radians([degrees_z, degrees_x])
+    about_z = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    about_x = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    return about_z @ about_x
+
+
+def affine(linear: np.ndarray, origin=(0.0, 0.0, 0.0)) -> np.ndarray:
+    out = np.eye(4)
+    out[:3, :3], out[:3, 3] = linear, origin
+    return out
+
+
+GRIDS = {
+    "lps": affine(np.diag([-1.0, -1.0, 1.0]), (30, 20, -5)),
+    "anisotropic": affine(np.diag([0.8, 0.9, 1.6]), (-100, 4, 7)),
+    "oblique": affine(rotation(17, -9) @ np.diag([0.9, 0.9, 1.3]), (-40, -35, -60)),
+    "permuted": affine(np.array([[0, 0, 1.1], [1.0, 0, 0], [0, -0.9, 0]]), (5, 6, 7)),
+    "left-handed oblique": affine(rotation(-33, 21) @ np.diag([1.0, -1.0, 1.0])),
+}
+MOVE = affine(rotation(25, 12), (12.5, -30.0, 4.0))
+OTHER_MOVE = affine(rotation(-8, 3), (2.0, 1.0, -3.0))
+
+
+def world_centroid(world, node=None) -> np.ndarray:
+    """Of the first segment, as Slicer's own code has it."""
+    image = slicer.vtkOrientedImageData()
+    world.segmentation.GetBinaryLabelmapRepresentation("first", image)
+    x0, x1, y0, y1, z0, z1 = image.GetExtent()
+    from vtk.util.numpy_support import vtk_to_numpy
+
+    voxels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(z1 - z0 + 1, y1 - y0 + 1, x1 - x0 + 1)
+    index = np.argwhere(voxels)[:, ::-1].mean(0) + np.array([x0, y0, z0])
+    matrix, to_world = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
+    image.GetImageToWorldMatrix(matrix)
+    parent = world.segmentation.GetParentTransformNode()
+    if parent is not None:
+        parent.GetMatrixTransformToWorld(to_world)
+    vtk.vtkMatrix4x4.Multiply4x4(to_world, matrix, matrix)
+    return np.array(matrix.MultiplyPoint((*index, 1.0))[:3])
+
+
+def engine_mask(world) -> np.ndarray:
+    return world.engine._place._session.result.mask_zyx
+
+
+@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize("moved", [False, True])
+def test_segment_holds_exactly_the_engines_mask(make_world, name, moved):
+    world = make_world(GRIDS[name], (MOVE, MOVE) if moved else (None, None))
+    if moved:  # one transform node for both, as when a patient is moved
+        world.segmentation.SetAndObserveTransformNodeID(world.volume.GetTransformNodeID())
+    world.click(world.centre(0))
+    assert not world.controller.status.is_error, world.controller.status.message
+    assert dice(world.mask(), world.balls[0]) > 0.7
+    np.testing.assert_array_equal(world.mask(), engine_mask(world))
+
+
+@pytest.mark.parametrize("transforms", [(MOVE, None), (None, MOVE), (MOVE, OTHER_MOVE)])
+def test_transforms_on_either_node_keep_the_place_in_the_world(make_world, transforms):
+    world = make_world(GRIDS["anisotropic"], transforms)
+    # A grid in the world, as the Segment Editor takes over a volume's; wide enough for any tilt.
+    matrix = affine(np.diag([0.8, 0.8, 0.8]), np.array(world.centre(0)) - 40)
+    wide = host.volume(np.zeros((100, 100, 100), np.int16), matrix, "wide")
+    world.segmentation.SetReferenceImageGeometryParameterFromVolumeNode(wide)
+    world.click(world.centre(0))
+    expected = np.array(world.world(np.argwhere(engine_mask(world)).mean(0)))
+    assert np.linalg.norm(world_centroid(world) - expected) < 0.3
+    points = world.controller.points.node
+    shown = [0.0, 0.0, 0.0]
+    points.GetNthControlPointPositionWorld(0, shown)
+    np.testing.assert_allclose(shown, world.centre(0), atol=1e-6)
+
+
+@pytest.mark.parametrize("spacing", [0.5, 1.7])
+def test_segmentation_with_another_spacing(make_world, spacing):
+    world = make_world()
+    n = int(44 / spacing)
+    other = host.volume(np.zeros((n, n, n), np.int16), affine(np.diag([spacing] * 3), (-2.25, -2.25, -3.25)), "other")
+    world.segmentation.SetReferenceImageGeometryParameterFromVolumeNode(other)
+    world.click(world.centre(0))
+    mask = host.segment_mask(world.segmentation, "first", (n, n, n))
+    expected = engine_mask(world)
+    assert mask.sum() * spacing**3 == pytest.approx(expected.sum(), rel=0.06)
+    assert np.linalg.norm(world_centroid(world) - world.world(np.argwhere(expected).mean(0))) < 0.3 * max(1, spacing)
+
+
+def test_cropped_segmentation_gets_what_lies_in_it(make_world):
+    world = make_world()
+    world.segmentation.SetReferenceImageGeometryParameterFromVolumeNode(
+        host.volume(np.zeros((20, 30, 15), np.int16), affine(np.eye(3), (4, 3, 6)), "cropped")
+    )
+    world.click(world.centre(0))
+    mask = host.segment_mask(world.segmentation, "first", (20, 30, 15))
+    np.testing.assert_array_equal(mask, engine_mask(world)[6:26, 3:33, 4:19])
+
+
+def test_non_linear_transform_is_refused_with_a_way_out(world):
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLTransformNode", "warp")
+    node.SetAndObserveTransformToParent(vtk.vtkThinPlateSplineTransform())
+    world.volume.SetAndObserveTransformNodeID(node.GetID())
+    world.click(world.centre(0))
+    assert world.controller.status.is_error and "harden" in world.controller.status.message
+    assert not world.mask().any()
+
+
+def test_resampled_copies_where_grids_differ_by_whole_voxels():
+    mask = np.random.default_rng(0).random((3, 4, 5)) > 0.5
+    matrix = GRIDS["oblique"]
+    shifted = matrix @ affine(np.eye(3), (-4, 7, 2))
+    out, low = resampled(mask, matrix, np.array([10, 11, 12]), shifted)
+    np.testing.assert_array_equal(out, mask)
+    np.testing.assert_array_equal(low, [14, 4, 10])
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_resampled_agrees_with_asking_every_voxel(name):
+    """Nearest neighbour at every voxel centre: the linear interpolation may differ from it at the border only."""
+    z, y, x = np.indices((16, 16, 16))
+    mask = (z - 8) ** 2 + (y - 7) ** 2 + (x - 8) ** 2 < 36
+    other = affine(rotation(5, 40) @ np.diag([0.7, 0.9, 0.8]), (3, 2, 1))
+    out, low = resampled(mask, GRIDS[name], np.zeros(3, int), other)
+    ijk = np.indices(out.shape).reshape(3, -1)[::-1] + low[:, None]
+    source = np.linalg.inv(GRIDS[name]) @ other @ np.vstack([ijk, np.ones(ijk.shape[1])])
+    nearest = np.rint(source[:3]).astype(int)
+    inside = ((nearest >= 0) & (nearest < 16)).all(0)
+    expected = np.zeros(out.size, bool)
+    expected[inside] = mask[tuple(nearest[::-1, inside])]
+    assert dice(out.ravel(), expected) > 0.93
