@@ -8,16 +8,17 @@ import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Callable, Dict, List, Tuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from . import __version__
 from .checkpoints import DEFAULT_WEIGHTS, load_model
 from .model.base import PromptableModel
-from .model.registry import build_model
+from .model.config import attention_ablation
+from .model.registry import build_model, default_config
 from .runtime import autocast, choose_device, choose_precision, describe
 from .session import Session
 from .volume import Volume
@@ -46,7 +47,9 @@ class BenchReport:
     configs: Dict[str, Dict[str, Any]] = field(default_factory=dict)
     """Per config: precision, parameters, "encode" and "decode" timings."""
     clicks: Dict[str, Any] = field(default_factory=dict)
-    """Volume size and the timings of "first" and "next" clicks and a "preview"."""
+    """Volume size, the timings of "first" and "next" clicks, and the stages of the last one."""
+    ablation: Dict[str, Any] = field(default_factory=dict)
+    """FastSAM3D's encoder with and without sparse and flash attention (its Table 4): timings by name."""
     ratios: Dict[str, float] = field(default_factory=dict)
     """Medians over medians, of this run."""
 
@@ -56,13 +59,14 @@ class BenchReport:
     def lines(self) -> List[str]:
         """The report for people."""
         about = self.environment
-        rows = [f"{about['threads']} threads, torch {about['torch']}, {about['processor']}"]
+        rows = [f"{about['threads']} threads, torch {about['packages']['torch']}, {about['processor']}"]
         for name, found in self.configs.items():
             encode, decode = found["encode"]["median_ms"], found["decode"]["median_ms"]
             size = f"{found['parameters'] / 1e6:.1f} M parameters"
             rows.append(f"{name:10} {found['precision']}: encode {encode:8.1f} ms   decode {decode:7.1f} ms   ({size})")
         rows.append("volume (x, y, z) " + " x ".join(str(n) for n in self.clicks["volume_xyz"]))
         rows += [f"  {kind} click: {self.clicks[kind]['median_ms']:.0f} ms" for kind in ("first", "next")]
+        rows += [f"fastsam3d encode, {name}: {found['median_ms']:.1f} ms" for name, found in self.ablation.items()]
         return rows + [f"{name}: {ratio:.2f}" for name, ratio in self.ratios.items()]
 
 
@@ -72,6 +76,7 @@ def run_bench(
     threads: int = 0,
     runs: int = 7,
     volume_xyz: Tuple[int, int, int] = (512, 512, 300),
+    ablation: bool = False,
     progress: bool = False,
 ) -> BenchReport:
     """Time encode and decode of every configuration, and the first and the next click on a large synthetic CT.
@@ -81,18 +86,17 @@ def run_bench(
         threads: torch threads, 0 for torch's choice.
         runs: repetitions after one that is not counted.
         volume_xyz: voxels of the volume that is clicked on.
+        ablation: also time FastSAM3D's encoder with and without sparse and flash attention.
         progress: show a progress bar on the standard error stream.
     """
     if threads:
         torch.set_num_threads(threads)
     where = choose_device(device)
-    bar = tqdm(total=len(CONFIGS) + 1, disable=not progress, file=sys.stderr)
+    bar = tqdm(total=len(CONFIGS) + 1 + ablation, disable=not progress, file=sys.stderr)
     report = BenchReport(
         {
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "famsam": __version__,
             "processor": platform.processor() or platform.machine(),
-            "threads": torch.get_num_threads(),
             **describe(),
         }
     )
@@ -106,6 +110,10 @@ def run_bench(
     bar.set_postfix_str("clicks")
     report.clicks = _time_clicks(device, precision, runs, volume_xyz)
     bar.update()
+    if ablation:
+        bar.set_postfix_str("ablation")
+        report.ablation = _time_ablation(where, runs)
+        bar.update()
     bar.close()
     ours, paper = report.configs["famsam"], report.configs["fastsam3d"]
     for stage in ("encode", "decode"):
@@ -131,6 +139,19 @@ def _time_model(model: PromptableModel, runs: int) -> Dict[str, Any]:
         "encode": asdict(encode),
         "decode": asdict(decode),
     }
+
+
+@torch.inference_mode()
+def _time_ablation(device: torch.device, runs: int) -> Dict[str, Any]:
+    """Encode times of FastSAM3D's sparse x flash ablation, in fp32 on a CPU and bf16 on a GPU (flash needs half)."""
+    precision = choose_precision("bf16" if device.type == "cuda" else "fp32", device)
+    crop = torch.randn(1, 1, 128, 128, 128, generator=torch.Generator().manual_seed(0)).to(device)
+    found = {}
+    for name, config in attention_ablation(default_config("fastsam3d")).items():
+        model = build_model("fastsam3d", config).to(device).eval().requires_grad_(False)
+        with autocast(device, precision):
+            found[name] = asdict(_repeat(partial(model.encode, crop), runs, device))
+    return found
 
 
 def _time_clicks(device: str, precision: str, runs: int, volume_xyz: Tuple[int, int, int]) -> Dict[str, Any]:

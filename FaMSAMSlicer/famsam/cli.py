@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
@@ -21,17 +23,29 @@ Row = Dict[str, Any]
 def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one command; returns the exit code."""
     parser = _parser()
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(_with_negative_numbers(sys.argv[1:] if arguments is None else arguments))
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s %(message)s")
     try:
         args.run(args)
-    except FamsamError as error:
+    except (FamsamError, OSError) as error:
         print(f"famsam {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"famsam {args.command}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _with_negative_numbers(arguments: Sequence[str]) -> List[str]:
+    """``--point -35,12,60`` as ``--point=-35,12,60``: argparse would take the number for another option."""
+    joined: List[str] = []
+    for argument in arguments:
+        is_numbers = re.match(r"^-[\d.][^=]*,", argument) is not None
+        if is_numbers and joined and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 # --- segment ---
@@ -157,9 +171,11 @@ def _train(args: argparse.Namespace) -> None:
     import torch
 
     from .checkpoints import save_model
+    from .model.famsam import FamsamConfig
     from .runtime import choose_device
+    from .training.config import TrainConfig, read_config
     from .training.plots import learning_curve
-    from .training.trainer import MixedSource, TrainConfig, Trainer, synthetic_source
+    from .training.trainer import MixedSource, Trainer, synthetic_source
 
     sources, weights = [synthetic_source], [args.synthetic_weight]
     if args.labelled or args.unlabelled or args.label_maps:
@@ -176,9 +192,13 @@ def _train(args: argparse.Namespace) -> None:
             weights.append(args.unlabelled_weight)
     if args.threads:
         torch.set_num_threads(args.threads)
+    run_config = Path(args.run_directory) / "config.json"
+    started_from = args.config or (run_config if run_config.exists() else None)
+    config, model_config = (TrainConfig(), FamsamConfig()) if started_from is None else read_config(started_from)
     chosen = {"steps": args.steps, "optimiser": args.optimiser, "seed": args.seed, "precision": args.precision}
-    config = TrainConfig(**{name: value for name, value in chosen.items() if value is not None})
-    trainer = Trainer(args.run_directory, MixedSource(sources, weights), config, device=choose_device(args.device))
+    config = replace(config, **{name: value for name, value in chosen.items() if value is not None})
+    source = MixedSource(sources, weights)
+    trainer = Trainer(args.run_directory, source, config, model_config, choose_device(args.device))
     trainer.run(args.time_limit_min * 60, progress=not args.quiet)
     weights_path = Path(args.run_directory) / "famsam.safetensors"
     provenance = {"steps": str(trainer.step), "seconds": str(round(trainer.seconds)), "seed": str(config.seed)}
@@ -209,7 +229,7 @@ def _convert(args: argparse.Namespace) -> None:
 def _bench(args: argparse.Namespace) -> None:
     from .bench import run_bench
 
-    report = run_bench(args.device, args.precision, args.threads, args.runs, tuple(args.volume), not args.quiet)
+    report = run_bench(args.device, args.precision, args.threads, args.runs, tuple(args.volume), args.ablation, not args.quiet)
     if args.output is not None:
         args.output.write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
     _report(args, report.to_dict(), report.lines())
@@ -281,6 +301,8 @@ def _parser() -> argparse.ArgumentParser:
     p = _command(commands, "train", _train, "train the default network; resumes what was cut off",
                  "famsam train runs/first --steps 6000 --labelled cases/ --time-limit-min 120")
     p.add_argument("run_directory", type=Path)
+    p.add_argument("--config", type=Path, help="JSON like a run's config.json, complete or in part; the run's own if it "
+                   "has been begun; the options below go before it")
     p.add_argument("--steps", type=int)
     p.add_argument("--time-limit-min", type=float, default=float("inf"), help="stop with a checkpoint after so long")
     p.add_argument("--labelled", type=Path, action="append", default=[], help="folder of labelled cases; repeatable")
@@ -318,6 +340,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--runs", type=int, default=7)
     p.add_argument("--threads", type=int, default=0, help="torch threads; 0: as torch chooses")
     p.add_argument("--volume", type=int, nargs=3, default=(512, 512, 300), metavar=("X", "Y", "Z"))
+    p.add_argument("--ablation", action="store_true", help="also FastSAM3D's encoder, sparse x flash attention")
     p.add_argument("--output", type=Path, help="write the JSON here as well")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     _model_options(p, with_model=False)
@@ -328,7 +351,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _command(commands: Any, name: str, run: Any, text: str, example: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text.capitalize() + ".", epilog=f"example: {example}"
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        epilog=f"example: {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     parser.add_argument("--verbose", action="store_true", help="log what happens")
