@@ -171,9 +171,8 @@ def _train(args: argparse.Namespace) -> None:
     import torch
 
     from .checkpoints import save_model
-    from .model.famsam import FamsamConfig
     from .runtime import choose_device
-    from .training.config import TrainConfig, read_config
+    from .training.config import config_of_run, read_config
     from .training.plots import learning_curve
     from .training.trainer import MixedSource, Trainer, synthetic_source
 
@@ -192,9 +191,7 @@ def _train(args: argparse.Namespace) -> None:
             weights.append(args.unlabelled_weight)
     if args.threads:
         torch.set_num_threads(args.threads)
-    run_config = Path(args.run_directory) / "config.json"
-    started_from = args.config or (run_config if run_config.exists() else None)
-    config, model_config = (TrainConfig(), FamsamConfig()) if started_from is None else read_config(started_from)
+    config, model_config = read_config(args.config) if args.config else config_of_run(args.run_directory)
     chosen = {"steps": args.steps, "optimiser": args.optimiser, "seed": args.seed, "precision": args.precision}
     config = replace(config, **{name: value for name, value in chosen.items() if value is not None})
     source = MixedSource(sources, weights)
@@ -229,7 +226,10 @@ def _convert(args: argparse.Namespace) -> None:
 def _bench(args: argparse.Namespace) -> None:
     from .bench import run_bench
 
-    report = run_bench(args.device, args.precision, args.threads, args.runs, tuple(args.volume), args.ablation, not args.quiet)
+    volume_xyz = tuple(args.volume)
+    report = run_bench(
+        args.device, args.precision, args.threads, args.runs, volume_xyz, args.ablation, not args.quiet
+    )
     if args.output is not None:
         args.output.write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
     _report(args, report.to_dict(), report.lines())
@@ -301,8 +301,8 @@ def _parser() -> argparse.ArgumentParser:
     p = _command(commands, "train", _train, "train the default network; resumes what was cut off",
                  "famsam train runs/first --steps 6000 --labelled cases/ --time-limit-min 120")
     p.add_argument("run_directory", type=Path)
-    p.add_argument("--config", type=Path, help="JSON like a run's config.json, complete or in part; the run's own if it "
-                   "has been begun; the options below go before it")
+    p.add_argument("--config", type=Path, help="JSON like a run's config.json, complete or in part; by default "
+                   "the run's own if it has been begun; the options below go before it")
     p.add_argument("--steps", type=int)
     p.add_argument("--time-limit-min", type=float, default=float("inf"), help="stop with a checkpoint after so long")
     p.add_argument("--labelled", type=Path, action="append", default=[], help="folder of labelled cases; repeatable")

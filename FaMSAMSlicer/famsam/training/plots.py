@@ -8,7 +8,7 @@ from typing import Any, Optional, Tuple, Union
 import numpy as np
 import torch
 
-from ..errors import MissingDependencyError
+from ..errors import ConfigError, MissingDependencyError
 from ..model.famsam_encoder import contrast_limited_equalisation
 from .sample import Dice
 from .synthetic import synthetic_sample
@@ -47,7 +47,13 @@ def gallery(path: Union[str, Path], count: int, size: int, seed: int, device: to
     Args:
         size: edge of the crops in voxels.
         seed: of the first sample; the others follow.
+
+    Raises:
+        ConfigError: no samples are asked for, or an odd or tiny edge.
+        MissingDependencyError: matplotlib is not installed.
     """
+    if count < 1 or size < 16 or size % 2:
+        raise ConfigError(f"Expected at least 1 sample with an even edge of at least 16 voxels, got {count}, {size}.")
     figure = _figure((1.6 * count, 5))
     rows = figure.subplots(3, count, squeeze=False)
     for column in range(count):

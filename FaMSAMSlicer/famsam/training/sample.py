@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Sequence
+from typing import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,10 @@ class Dice:
         coarse = max(2, round(size / scale) + 2)
         noise = F.interpolate(self.normal(1, channels, coarse, coarse, coarse), size=(size,) * 3, mode="trilinear")
         return noise[0] * 1.4
+
+
+Source = Callable[[int, Dice], Sample]
+"""(crop size, dice) -> a training crop."""
 
 
 def gaussian_blur(image_ZYX: Tensor, sigma: Sequence[float]) -> Tensor:

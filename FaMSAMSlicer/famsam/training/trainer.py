@@ -13,9 +13,8 @@ import logging
 import math
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -26,70 +25,21 @@ from ..model import prompt_maps
 from ..model.base import Embedding
 from ..model.famsam import Famsam, FamsamConfig
 from ..runtime import autocast
+from .config import CONFIG_NAME, TrainConfig, config_of_run, config_to_dict
 from .losses import prompt_loss, true_iou
-from .sample import Dice, Sample
+from .pool import CropPool
+from .sample import Dice, Sample, Source
 from .synthetic import synthetic_sample
-from .targets import ClickSimulator, corrupted, draw_targets, halve
+from .targets import ClickSimulator, corrupted
 
 _LOG = logging.getLogger(__name__)
-
-Source = Callable[[int, Dice], Sample]
-"""(crop size, dice) -> a training crop."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a run trains; every value is written to ``config.json``."""
-
-    steps: int = 6000
-    """Optimiser steps of the whole run."""
-    sizes: Tuple[Tuple[float, int, int], ...] = ((0.65, 64, 4), (0.85, 96, 2), (1.0, 128, 1))
-    """(until this fraction of the run, edge of the crops in voxels, crops a step): cheap small crops first."""
-    targets: int = 3
-    """Structures clicked on in each crop."""
-    round_weights: Tuple[float, ...] = (0.2, 0.2, 0.2, 0.15, 0.15, 0.1)
-    """Chance of 1, 2, 3, ... rounds of clicks in a step."""
-    box_chance: float = 0.1
-    """Chance that a target also gets a box."""
-    mask_chance: float = 0.1
-    """Chance that a step starts from a faulty mask to be refined, half of the time before any click."""
-    optimiser: str = "adamw"
-    """"adamw", or "muon" for the matrices of the transformer (Jordan et al. 2024) with AdamW for the rest."""
-    learning_rate: float = 1e-3
-    """AdamW's, after the warm-up."""
-    muon_learning_rate: float = 0.01
-    """Muon's, after the warm-up."""
-    weight_decay: float = 0.02
-    warmup_steps: int = 200
-    decay_fraction: float = 0.35
-    """The last share of the run over which the learning rate falls to zero (warm-up, stable, decay)."""
-    ema: float = 0.998
-    """Decay of the averaged weights, which are the ones that ship."""
-    pool: int = 64
-    """Crops kept ready; a step replaces ``fresh`` of them, so that one crop serves several steps."""
-    fresh: float = 1.0
-    """New crops a step (a fraction: one every so many steps) at the first of ``sizes``; fewer of larger ones."""
-    precision: str = "bf16"
-    """"bf16" or "fp32"."""
-    seed: int = 0
-    validate_every: int = 500
-    checkpoint_every: int = 200
-
-    def __post_init__(self) -> None:
-        if self.optimiser not in ("adamw", "muon"):
-            raise ConfigError(f'optimiser must be "adamw" or "muon", got {self.optimiser!r}.')
-        if self.precision not in ("bf16", "fp32"):
-            raise ConfigError(f'precision must be "bf16" or "fp32", got {self.precision!r}.')
-        if self.steps < 1 or self.targets < 1 or self.pool < 1 or self.fresh <= 0:
-            raise ConfigError("steps, targets and pool must be at least 1 and fresh above 0.")
-        if not self.sizes or self.sizes[-1][0] < 1.0 or any(size % 32 for _, size, _ in self.sizes):
-            raise ConfigError(f"sizes must reach to 1.0 with edges that are multiples of 32, got {self.sizes}.")
-
 
 class MixedSource:
     """Draws from several sources with given weights."""
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]) -> None:
+        if len(sources) != len(weights) or min(weights) < 0 or sum(weights) <= 0:
+            raise ConfigError(f"Expected a weight for each of {len(sources)} sources, not all 0; got {list(weights)}.")
         self.sources, self.weights = list(sources), list(weights)
 
     def __call__(self, size: int, dice: Dice) -> Sample:
@@ -99,51 +49,6 @@ class MixedSource:
 def synthetic_source(size: int, dice: Dice) -> Sample:
     """Purely synthetic crops."""
     return synthetic_sample(size, dice.integer(0, 2**31 - 1), dice.device)
-
-
-class CropPool:
-    """Ready crops with their targets, each served several times under random flips and axis orders."""
-
-    def __init__(self, source: Source, config: TrainConfig, model: Famsam, device: torch.device) -> None:
-        self.source, self.config, self.model, self.device = source, config, model, device
-        self.items: List[Tuple[Tensor, Tensor]] = []
-        self.size = 0
-        self.owed = 0.0
-
-    def batch(self, size: int, count: int, dice: Dice) -> Tuple[Tensor, Tensor]:
-        """Normalised crops (B, 1, Z, Y, X) and targets (B * T, 1, z, y, x) as fractions, T the same for each crop."""
-        if size != self.size:
-            self.items, self.size = [], size
-        start = max(count, self.config.pool // 8)
-        fresh = self.config.fresh * (self.config.sizes[0][1] / size) ** 2
-        self.owed = self.owed + fresh if len(self.items) >= start else float(start)
-        while self.owed >= 1:
-            self.owed -= 1
-            self.items.append(self._make(size, dice))
-        self.items = self.items[-self.config.pool :]
-        chosen = [self.items[dice.integer(0, len(self.items) - 1)] for _ in range(count)]
-        crops, targets = zip(*(_turned(*item, dice) for item in chosen))
-        return torch.stack(crops), torch.cat(targets)
-
-    def _make(self, size: int, dice: Dice) -> Tuple[Tensor, Tensor]:
-        while True:
-            sample = self.source(size, dice)
-            targets = draw_targets(sample, self.config.targets, dice)
-            if targets:
-                break
-        while len(targets) < self.config.targets:
-            targets.append(targets[dice.integer(0, len(targets) - 1)])
-        crop = self.model.normalise(sample.image_ZYX[None, None], sample.inside_ZYX[None, None])[0]
-        return crop.to(torch.float16), halve(torch.stack(targets)).to(torch.float16)
-
-
-def _turned(crop_1ZYX: Tensor, targets_T1zyx: Tensor, dice: Dice) -> Tuple[Tensor, Tensor]:
-    """The same random flip and axis order for a crop and its targets."""
-    order = torch.randperm(3, generator=dice.host).tolist()
-    flips = [a for a in range(3) if dice.chance(0.5)]
-    crop = crop_1ZYX.float().permute(0, *(1 + a for a in order)).flip([1 + a for a in flips])
-    targets = targets_T1zyx.float().permute(0, 1, *(2 + a for a in order)).flip([2 + a for a in flips])
-    return crop, targets
 
 
 def expand(embedding: Embedding, times: int) -> Embedding:
@@ -211,7 +116,8 @@ class Trainer:
     Args:
         directory: the run's folder; made if absent, resumed if it holds a checkpoint.
         source: where crops come from.
-        config, model_config: see ``TrainConfig`` and ``FamsamConfig``; ignored in favour of the run's own on resume.
+        config, model_config: see ``TrainConfig`` and ``FamsamConfig``; None means what the folder's ``config.json``
+            says, or the defaults in a new folder.
         device: where to train.
     """
 
@@ -225,7 +131,10 @@ class Trainer:
     ) -> None:
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.config = config or TrainConfig()
+        if config is None or model_config is None:
+            own_config, own_model_config = config_of_run(self.directory)
+            config, model_config = config or own_config, model_config or own_model_config
+        self.config = config
         self.device = device or torch.device("cpu")
         torch.manual_seed(self.config.seed)
         self.model = Famsam(model_config).to(self.device)
@@ -235,11 +144,11 @@ class Trainer:
         self.optimisers = _optimisers(self.model, self.config)
         self.step = 0
         self.seconds = 0.0
-        self.pool = CropPool(source, self.config, self.model, self.device)
+        self.pool = CropPool(source, self.config, self.model, self.device, self.config.seed)
         if self.checkpoint_path.exists():
             self._resume()
-        settings = {"train": dataclasses.asdict(self.config), "model": dataclasses.asdict(self.model.config)}
-        (self.directory / "config.json").write_text(json.dumps(settings, indent=1))
+        settings = config_to_dict(self.config, self.model.config)
+        (self.directory / CONFIG_NAME).write_text(json.dumps(settings, indent=1), encoding="utf-8")
 
     @property
     def checkpoint_path(self) -> Path:
@@ -297,8 +206,8 @@ class Trainer:
     def _validation_batches(self) -> List[Tuple[Tensor, Tensor]]:
         dice = Dice(987_654_321, self.device)
         size = self.config.sizes[0][1]
-        pool = CropPool(self.pool.source, self.config, self.model, self.device)
-        return [pool.batch(size, 4, dice) for _ in range(10)]
+        pool = CropPool(self.pool.source, self.config, self.model, self.device, seed=987_654)
+        return [pool.batch(size, 4, dice) for _ in range(self.config.validation_batches)]
 
     def _log(self, values: Dict[str, float], scores: Sequence[float]) -> None:
         path = self.directory / "log.csv"
@@ -320,6 +229,7 @@ class Trainer:
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "step": self.step,
             "seconds": self.seconds,
+            "pool": self.pool.state(),
         }
         temporary = self.checkpoint_path.with_suffix(".tmp")
         torch.save(state, temporary)
@@ -341,6 +251,8 @@ class Trainer:
                 "it was started with, or another folder."
             ) from error
         self.step, self.seconds = state["step"], state["seconds"]
+        if "pool" in state:
+            self.pool.resume(state["pool"])
 
     def averaged_model(self) -> Famsam:
         """The weights that ship."""

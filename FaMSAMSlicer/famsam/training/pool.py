@@ -1,0 +1,86 @@
+"""A pool of ready training crops, drawn so that a run that was cut off goes on exactly as it would have."""
+
+from __future__ import annotations
+
+from typing import Dict, Optional, Tuple
+
+import torch
+from torch import Tensor
+
+from ..errors import DatasetError
+from ..model.famsam import Famsam
+from .config import TrainConfig
+from .sample import Dice, Source
+from .targets import draw_targets, halve
+
+MOST_DRAWS = 1000
+"""So many crops in a row without a structure to click on mean that the source has none."""
+
+
+class CropPool:
+    """Ready crops with their targets, each served several times under random flips and axis orders.
+
+    Every crop has a number and is drawn with dice of its own, so that ``state()``, a few numbers, is all that is needed
+    to go on with the same crops; they are drawn again when they are wanted.
+    """
+
+    def __init__(self, source: Source, config: TrainConfig, model: Famsam, device: torch.device, seed: int) -> None:
+        self.source, self.config, self.model, self.device, self.seed = source, config, model, device, seed
+        self.items: Dict[int, Optional[Tuple[Tensor, Tensor]]] = {}
+        self.made = 0
+        self.size = 0
+        self.owed = 0.0
+
+    def batch(self, size: int, count: int, dice: Dice) -> Tuple[Tensor, Tensor]:
+        """Normalised crops (B, 1, Z, Y, X) and targets (B * T, 1, z, y, x) as fractions, T the same for each crop."""
+        if size != self.size:
+            self.items, self.size = {}, size
+        start = max(count, self.config.pool // 8)
+        fresh = self.config.fresh * (self.config.sizes[0][1] / size) ** 2
+        self.owed = self.owed + fresh if len(self.items) >= start else float(start)
+        while self.owed >= 1:
+            self.owed -= 1
+            self.items[self.made] = None
+            self.made += 1
+        self.items = {n: self.items[n] for n in sorted(self.items)[-max(count, self.config.pool) :]}
+        numbers = list(self.items)
+        chosen = [self._item(numbers[dice.integer(0, len(numbers) - 1)]) for _ in range(count)]
+        crops, targets = zip(*(_turned(*item, dice) for item in chosen))
+        return torch.stack(crops), torch.cat(targets)
+
+    def state(self) -> Dict[str, float]:
+        """What ``resume`` needs, as plain numbers."""
+        return {"size": self.size, "owed": self.owed, "made": self.made, "kept": len(self.items)}
+
+    def resume(self, state: Dict[str, float]) -> None:
+        """Go on where a pool of the same source, configuration and seed stood."""
+        self.size, self.owed, self.made = int(state["size"]), float(state["owed"]), int(state["made"])
+        self.items = dict.fromkeys(range(self.made - int(state["kept"]), self.made))
+
+    def _item(self, number: int) -> Tuple[Tensor, Tensor]:
+        item = self.items[number]
+        if item is None:
+            item = self.items[number] = self._drawn(Dice(self.seed * 1_000_003 + number, self.device))
+        return item
+
+    def _drawn(self, dice: Dice) -> Tuple[Tensor, Tensor]:
+        for _ in range(MOST_DRAWS):
+            sample = self.source(self.size, dice)
+            targets = draw_targets(sample, self.config.targets, dice)
+            if targets:
+                break
+        else:
+            raise DatasetError(f"Expected structures to click on, found none in {MOST_DRAWS} training crops.")
+        while len(targets) < self.config.targets:
+            targets.append(targets[dice.integer(0, len(targets) - 1)])
+        crop = self.model.normalise(sample.image_ZYX[None, None], sample.inside_ZYX[None, None])[0]
+        return crop.to(torch.float16), halve(torch.stack(targets)).to(torch.float16)
+
+
+def _turned(crop_1ZYX: Tensor, targets_T1zyx: Tensor, dice: Dice) -> Tuple[Tensor, Tensor]:
+    """The same random flip and axis order for a crop and its targets."""
+    order = torch.randperm(3, generator=dice.host).tolist()
+    flips = [a for a in range(3) if dice.chance(0.5)]
+    crop = crop_1ZYX.float().permute(0, *(1 + a for a in order)).flip([1 + a for a in flips])
+    targets = targets_T1zyx.float().permute(0, 1, *(2 + a for a in order)).flip([2 + a for a in flips])
+    return crop, targets

@@ -1,0 +1,345 @@
+"""The trainer on a network and crops as small as they get."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from famsam.checkpoints import load_model, save_model
+from famsam.errors import CheckpointError, ConfigError, DatasetError
+from famsam.model.famsam import Famsam, FamsamConfig
+from famsam.training.config import TrainConfig, config_of_run, config_to_dict, read_config
+from famsam.training.pool import CropPool
+from famsam.training.sample import Dice, Sample
+from famsam.training.trainer import (
+    MixedSource,
+    Trainer,
+    expand,
+    read_log,
+    synthetic_source,
+    training_loss,
+    validation_scores,
+)
+
+CPU = torch.device("cpu")
+TINY = FamsamConfig(
+    stem_channels=(8, 8, 8, 8), token_channels=16, depth=1, heads=2, decoder_channels=(8, 8, 16), decoder_depth=1
+)
+SHORT = TrainConfig(
+    steps=6,
+    sizes=((1.0, 32, 2),),
+    targets=2,
+    round_weights=(0.5, 0.5),
+    warmup_steps=2,
+    pool=8,
+    fresh=0.5,
+    precision="fp32",
+    validate_every=100,
+    validation_batches=1,
+    checkpoint_every=3,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def parameters(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+def averaged(trainer):
+    return torch.cat([p.detach().flatten() for p in trainer.averaged_model().parameters()])
+
+
+def ball_source(size, dice):
+    """A bright ball somewhere in the dark."""
+    z, y, x = torch.meshgrid(*[torch.arange(size)] * 3, indexing="ij")
+    centre = [dice.uniform(0.35 * size, 0.65 * size) for _ in range(3)]
+    labels = ((z - centre[0]) ** 2 + (y - centre[1]) ** 2 + (x - centre[2]) ** 2 < (0.22 * size) ** 2).long()
+    image = labels + 0.05 * dice.normal(size, size, size)
+    return Sample(image, torch.ones_like(labels, dtype=torch.bool), labels, [0, 0])
+
+
+# --- resuming ---
+
+
+class PowerCut(Exception):
+    """What ends a run at any moment."""
+
+
+def cut_off(trainer, after_steps):
+    """Run as usual until the power fails in the step after so many."""
+    step = trainer._one_step
+
+    def failing():
+        if trainer.step >= after_steps:
+            raise PowerCut
+        return step()
+
+    trainer._one_step = failing
+    with pytest.raises(PowerCut):
+        trainer.run()
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path, optimiser):
+    if optimiser == "muon" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("this PyTorch has no Muon yet")
+    config = dataclasses.replace(SHORT, optimiser=optimiser, sizes=((0.7, 32, 2), (1.0, 64, 1)))
+    whole = Trainer(tmp_path / "whole", synthetic_source, config, TINY)
+    whole.run()
+    cut_off(Trainer(tmp_path / "cut", synthetic_source, config, TINY), after_steps=4)
+    resumed = Trainer(tmp_path / "cut", synthetic_source)
+    assert resumed.step == 3 and resumed.config == config and resumed.model.config == TINY
+    resumed.run()
+    assert resumed.step == whole.step == 6
+    torch.testing.assert_close(parameters(resumed), parameters(whole), rtol=0, atol=1e-7)
+    torch.testing.assert_close(averaged(resumed), averaged(whole), rtol=0, atol=1e-7)
+
+
+def test_the_seed_decides_everything(tmp_path):
+    two_steps = dataclasses.replace(SHORT, steps=2)
+    ends = []
+    for name, config in (("a", two_steps), ("b", two_steps), ("c", dataclasses.replace(two_steps, seed=1))):
+        trainer = Trainer(tmp_path / name, ball_source, config, TINY)
+        trainer.run()
+        ends.append(parameters(trainer))
+    torch.testing.assert_close(ends[0], ends[1], rtol=0, atol=1e-7)
+    assert (ends[0] - ends[2]).abs().max() > 1e-4
+
+
+def test_checkpoints_without_a_pool_still_load(tmp_path):
+    trainer = Trainer(tmp_path, ball_source, SHORT, TINY)
+    trainer.run()
+    state = torch.load(trainer.checkpoint_path, weights_only=True)
+    del state["pool"]
+    torch.save(state, trainer.checkpoint_path)
+    resumed = Trainer(tmp_path, ball_source, dataclasses.replace(SHORT, steps=7))
+    resumed.run()
+    assert resumed.step == 7
+
+
+def test_a_time_limit_leaves_a_checkpoint(tmp_path):
+    trainer = Trainer(tmp_path, ball_source, SHORT, TINY)
+    trainer.run(time_limit_s=0)
+    assert trainer.step == 0 and trainer.checkpoint_path.exists()
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    Trainer(tmp_path, ball_source, SHORT, TINY).save()
+    other = dataclasses.replace(TINY, token_channels=32)
+    with pytest.raises(CheckpointError, match="another folder"):
+        Trainer(tmp_path, ball_source, SHORT, other)
+
+
+# --- learning ---
+
+
+def test_a_few_steps_on_one_batch_reduce_the_loss():
+    torch.manual_seed(0)
+    model = Famsam(TINY)
+    pool = CropPool(ball_source, SHORT, model, CPU, seed=0)
+    crops, targets = pool.batch(32, 2, Dice(0, CPU))
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses, scores = [], []
+    from_one_click = dataclasses.replace(SHORT, mask_chance=0.0)
+    for _ in range(25):
+        loss, first, _ = training_loss(model, crops, targets, 1, from_one_click, Dice(3, CPU))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+        scores.append(first)
+    assert losses[-1] < 0.6 * losses[0]
+    assert scores[-1] > scores[0] + 0.3
+
+
+@pytest.mark.parametrize("chances", [(0.0, 0.0), (1.0, 0.0), (0.0, 0.5)])
+def test_every_part_that_decodes_learns(chances):
+    torch.manual_seed(0)
+    model = Famsam(TINY)
+    crops, targets = CropPool(ball_source, SHORT, model, CPU, seed=0).batch(32, 2, Dice(0, CPU))
+    config = dataclasses.replace(SHORT, mask_chance=chances[0], box_chance=chances[1])
+    loss, first, last = training_loss(model, crops, targets, 3, config, Dice(1, CPU))
+    loss.backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    assert without == []
+    assert 0 <= first <= 1 and 0 <= last <= 1
+
+
+def test_copies_of_an_embedding_lie_side_by_side():
+    model = Famsam(TINY).eval()
+    with torch.no_grad():
+        embedding = model.encode(torch.rand(2, 1, 32, 32, 32))
+    copies = expand(embedding, 3)
+    assert copies.tokens.shape[0] == 6
+    for field in dataclasses.fields(embedding.finer):
+        one, three = getattr(embedding.finer, field.name), getattr(copies.finer, field.name)
+        torch.testing.assert_close(three[:3], one[:1].expand(3, *one.shape[1:]))
+        torch.testing.assert_close(three[3:], one[1:].expand(3, *one.shape[1:]))
+
+
+def test_validation_gives_a_dice_a_click_and_is_repeatable():
+    torch.manual_seed(0)
+    model = Famsam(TINY).eval()
+    batches = [CropPool(ball_source, SHORT, model, CPU, seed=5).batch(32, 2, Dice(0, CPU))]
+    scores = validation_scores(model, batches, SHORT, clicks=3)
+    assert len(scores) == 3 and all(0 <= score <= 1 for score in scores)
+    assert scores == validation_scores(model, batches, SHORT, clicks=3)
+
+
+def test_a_run_leaves_its_log_settings_and_weights_that_load(tmp_path):
+    trainer = Trainer(tmp_path, ball_source, dataclasses.replace(SHORT, validate_every=4), TINY)
+    trainer.run()
+    rows = list(read_log(tmp_path))
+    assert [row["step"] for row in rows] == [4, 6]
+    assert {"loss", "first", "last", "dice1", "dice5", "seconds"} <= set(rows[0])
+    assert config_of_run(tmp_path) == (trainer.config, TINY)
+    save_model(trainer.averaged_model(), tmp_path / "weights.safetensors", half=True)
+    assert load_model(tmp_path / "weights.safetensors", "cpu").config == TINY
+
+
+def test_learning_rate_warms_up_holds_and_falls_to_nothing(tmp_path):
+    config = dataclasses.replace(SHORT, steps=100, warmup_steps=10, decay_fraction=0.2)
+    trainer = Trainer(tmp_path, ball_source, config, TINY)
+    factors = []
+    for trainer.step in range(100):
+        factors.append(trainer._schedule())
+    assert factors[0] == pytest.approx(0.1) and factors[9:81] == [1.0] * 72
+    assert factors[-1] == pytest.approx(0.05) and all(b < a for a, b in zip(factors[81:], factors[82:]))
+
+
+# --- the pool ---
+
+
+def test_the_pool_serves_crops_with_their_own_targets():
+    pool = CropPool(ball_source, SHORT, Famsam(TINY), CPU, seed=0)
+    crops, targets = pool.batch(32, 3, Dice(0, CPU))
+    assert crops.shape == (3, 1, 32, 32, 32) and targets.shape == (6, 1, 16, 16, 16)
+    bright = torch.nn.functional.avg_pool3d((crops > 0.5).float(), 2)
+    for n, target in enumerate(targets):
+        overlap = (bright[n // 2] * target).sum() / target.sum()
+        assert overlap > 0.6, "turned together"
+
+
+def test_the_pool_renews_itself_at_the_asked_rate():
+    pool = CropPool(ball_source, dataclasses.replace(SHORT, fresh=0.5, pool=8), Famsam(TINY), CPU, seed=0)
+    made = []
+    for n in range(9):
+        pool.batch(32, 2, Dice(n, CPU))
+        made.append(pool.made)
+    assert made == [2, 2, 3, 3, 4, 4, 5, 5, 6]
+    for n in range(20):
+        pool.batch(32, 2, Dice(n, CPU))
+    assert len(pool.items) == 8 and max(pool.items) == pool.made - 1
+
+
+def test_a_resumed_pool_goes_on_with_the_same_crops():
+    pool = CropPool(ball_source, SHORT, Famsam(TINY), CPU, seed=0)
+    for n in range(5):
+        pool.batch(32, 2, Dice(n, CPU))
+    resumed = CropPool(ball_source, SHORT, Famsam(TINY), CPU, seed=0)
+    resumed.resume(json.loads(json.dumps(pool.state())))
+    for n in range(5, 8):
+        torch.testing.assert_close(resumed.batch(32, 2, Dice(n, CPU)), pool.batch(32, 2, Dice(n, CPU)), rtol=0, atol=0)
+
+
+def test_a_source_without_structures_is_reported():
+    def empty(size, dice):
+        labels = torch.zeros(size, size, size, dtype=torch.long)
+        return Sample(labels.float(), torch.ones_like(labels, dtype=torch.bool), labels)
+
+    with pytest.raises(DatasetError, match="found none"):
+        CropPool(empty, SHORT, Famsam(TINY), CPU, seed=0).batch(32, 1, Dice(0, CPU))
+
+
+def test_sources_are_mixed_by_weight():
+    drawn = {"a": 0, "b": 0, "c": 0}
+
+    def named(name):
+        def source(size, dice):
+            drawn[name] += 1
+
+        return source
+
+    mixed = MixedSource([named(name) for name in drawn], [0.7, 0.3, 0.0])
+    dice = Dice(0, CPU)
+    for _ in range(300):
+        mixed(32, dice)
+    assert 170 < drawn["a"] < 250 and drawn["c"] == 0
+    for weights in ([0.0, 0.0, 0.0], [1.0, -1.0, 1.0], [1.0]):
+        with pytest.raises(ConfigError, match="weight"):
+            MixedSource([named(name) for name in drawn], weights)
+
+
+# --- the configuration ---
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"optimiser": "sgd"}, "optimiser"),
+        ({"precision": "fp16"}, "precision"),
+        ({"steps": 0}, "steps"),
+        ({"targets": 0}, "targets"),
+        ({"pool": 0}, "pool"),
+        ({"warmup_steps": 0}, "warmup_steps"),
+        ({"validate_every": 0}, "validate_every"),
+        ({"validation_batches": 0}, "validation_batches"),
+        ({"fresh": 0.0}, "fresh"),
+        ({"decay_fraction": 1.5}, "decay_fraction"),
+        ({"ema": 1.0}, "ema"),
+        ({"round_weights": ()}, "round_weights"),
+        ({"round_weights": (0.0, 0.0)}, "round_weights"),
+        ({"sizes": ()}, "sizes"),
+        ({"sizes": ((0.5, 64, 1),)}, "sizes"),
+        ({"sizes": ((1.0, 48, 1),)}, "sizes"),
+        ({"sizes": ((1.0, 64, 0),)}, "sizes"),
+    ],
+)
+def test_impossible_configurations_are_refused(change, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**change)
+
+
+def test_configurations_survive_json(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config_to_dict(SHORT, TINY)))
+    assert read_config(path) == (SHORT, TINY)
+
+
+def test_a_file_may_hold_a_part_of_the_configuration(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"train": {"steps": 3, "sizes": [[1, 32, 1]]}}')
+    train, model = read_config(path)
+    assert train == TrainConfig(steps=3, sizes=((1.0, 32, 1),)) and model == FamsamConfig()
+    assert config_of_run(tmp_path / "not begun") == (TrainConfig(), FamsamConfig())
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "as JSON"),
+        ("[]", "keys"),
+        ('{"training": {}}', "keys"),
+        ('{"train": 3}', "dictionary"),
+        ('{"train": {"step": 3}}', "step"),
+        ('{"train": {"steps": "three"}}', "steps"),
+        ('{"train": {"steps": 0}}', "steps"),
+        ('{"model": {"depth": 0}}', "depth"),
+    ],
+)
+def test_damaged_configuration_files_are_refused(tmp_path, text, message):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_config(path)
+    with pytest.raises(ConfigError, match="as JSON"):
+        read_config(tmp_path / "absent.json")
