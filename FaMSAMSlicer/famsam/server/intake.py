@@ -95,11 +95,10 @@ def take_in(path: Path, folder: Path, limits: Limits) -> Intake:
     return Intake(volume, answer["modality"], Path(answer["dicom_folder"]) if answer["dicom_folder"] else None)
 
 
-def _read(request: Dict[str, Any]) -> Dict[str, Any]:
+def read_request(request: Dict[str, Any]) -> Dict[str, Any]:
     """The child's work: check, read, leave the voxels as ``voxels.npy``."""
     source, folder = Path(request["path"]), Path(request["folder"])
     max_bytes = int(request["limits"]["volume_bytes"])
-    _limit_memory(4 * max_bytes + 2048 * MIB)
     if not source.exists():
         raise VolumeError("there is no such file or folder on the server")
     kind = "folder" if source.is_dir() else _kind(source)
@@ -298,8 +297,10 @@ def _limit_memory(max_bytes: int) -> None:
 def main() -> int:
     """Answer one request."""
     logging.disable(logging.CRITICAL)  # the readers' warnings may name what is in the scan
+    request = json.loads(Path(sys.argv[1]).read_text())
+    _limit_memory(4 * int(request["limits"]["volume_bytes"]) + 2048 * MIB)
     try:
-        answer = _read(json.loads(Path(sys.argv[1]).read_text()))
+        answer = read_request(request)
     except VolumeError as error:
         answer = {"error": str(error)}
     except MemoryError:

@@ -69,7 +69,9 @@ class PointRequest(Body):
 
 class MoveRequest(Body):
     point_ras_mm: Point
-    continues: Annotated[bool, Field(description="a drag goes on: this takes the last move's place in the history")] = False
+    continues: Annotated[bool, Field(description="a drag goes on: takes the place of the last move in the history")] = (
+        False
+    )
 
 
 class BoxRequest(Body):

@@ -384,6 +384,7 @@ class Page {
       dialog.showModal();
       await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
       this.work.api.token = $<HTMLInputElement>("token").value;
+      $<HTMLInputElement>("token").value = "";
       sessionStorage.setItem(TOKEN_KEY, this.work.api.token);
     }
   }

@@ -44,7 +44,7 @@ export class Viewer {
   private prompts: (PointPrompt | BoxPrompt)[] = [];
   private pressed: { x: number; y: number; button: number } | null = null;
   private framed: { tile: Tile; from: Vec3; to: Vec3 } | null = null;
-  private dragged: { index: number; tile: Tile; ras: Vec3 } | null = null;
+  private dragged: { index: number; tile: Tile; ras: Vec3; moved: boolean } | null = null;
   private frameRequested = false;
   private readonly backColour = [0.04, 0.05, 0.07, 1];
 
@@ -63,10 +63,11 @@ export class Viewer {
       isRadiologicalConvention: true,
       isOrientationTextVisible: true,
       isCornerOrientationText: false,
+      fontColor: [0.85, 0.9, 1, 1],
+      tileMargin: 0,
       multiplanarLayout: MULTIPLANAR_TYPE.GRID,
       multiplanarShowRender: SHOW_RENDER.ALWAYS,
       multiplanarPadPixels: 2,
-      multiplanarEqualSize: true,
       dragAndDropEnabled: false,
       clipPlaneHotKey: "",
       cycleClipPlaneHotKey: "",
@@ -180,6 +181,7 @@ export class Viewer {
     if (!this.grid) return;
     const { x, y } = this.pointer(event);
     if (this.dragged) {
+      this.dragged.moved = true;
       this.dragged.ras = this.grid.rasFromFrac(clamped(this.fracAt(this.dragged.tile, x, y)));
       this.events.drag(this.dragged.index, this.dragged.ras, false);
       this.drawMarks();
@@ -200,9 +202,9 @@ export class Viewer {
     const pressed = this.pressed;
     this.pressed = null;
     if (this.dragged) {
-      const { index, ras } = this.dragged;
+      const { index, ras, moved } = this.dragged;
       this.dragged = null;
-      this.events.drag(index, ras, true);
+      if (moved) this.events.drag(index, ras, true);
     } else if (this.framed) {
       const framed = this.framed;
       this.framed = null;
@@ -312,7 +314,7 @@ export class Viewer {
     title.textContent = `${prompt.positive ? "Include" : "Exclude"}: drag to move, right-click to delete`;
     mark.append(title);
     mark.addEventListener("mousedown", (event) => {
-      if (event.button === 0) this.dragged = { index, tile, ras: prompt.ras_mm };
+      if (event.button === 0) this.dragged = { index, tile, ras: prompt.ras_mm, moved: false };
       event.stopPropagation();
       event.preventDefault();
     });

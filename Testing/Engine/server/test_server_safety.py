@@ -18,7 +18,9 @@ import httpx
 import nibabel
 import numpy as np
 import pytest
+from famsam import VolumeError
 from famsam.server.app import create_app
+from famsam.server.intake import read_request
 from famsam.server.limits import MIB, Limits
 from famsam.server.security import Access
 from server_fixtures import CENTRE_RAS_MM, RAS_FROM_IJK, TEST_LIMITS, ball_zyx, dicom_zip, live, nifti_bytes, upload
@@ -101,7 +103,17 @@ BAD_UPLOADS: Dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("what", BAD_UPLOADS)
-def test_a_bad_upload_is_refused_with_a_sentence(client: httpx.Client, what: str) -> None:
+def test_a_bad_file_is_refused_with_a_sentence(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "upload"
+    path.write_bytes(BAD_UPLOADS[what]())
+    limits = {"volume_bytes": TEST_LIMITS.volume_bytes, "files_in_zip": TEST_LIMITS.files_in_zip}
+    with pytest.raises(VolumeError) as refusal:
+        read_request({"path": str(path), "folder": str(tmp_path), "limits": limits})
+    assert len(str(refusal.value)) > 20 and str(tmp_path) not in str(refusal.value)
+
+
+@pytest.mark.parametrize("what", ["nothing", "a truncated gzip", "a NRRD that refers to another file", "a zip bomb"])
+def test_the_server_goes_on_after_a_bad_upload(client: httpx.Client, what: str) -> None:
     assert len(refused(upload(client, BAD_UPLOADS[what]()), 422)) > 20
     assert client.get("/v1/server").status_code == 200
 
