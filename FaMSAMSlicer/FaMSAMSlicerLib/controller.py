@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
@@ -179,6 +179,15 @@ class Controller:
             self.sync()
             self._say("Cancelled.")
 
+    def finish(self, timeout_s: float) -> None:
+        """Wait for clicks that are under way, so that none is lost when the user turns to something else."""
+        self.end_preview()
+        deadline = time.perf_counter() + timeout_s
+        while self.busy and time.perf_counter() < deadline:
+            if self._running is not None:
+                wait([self._running.future], timeout=max(0.0, deadline - time.perf_counter()))
+            self.poll()
+
     def close(self) -> None:
         """Take everything away that is of use only while the user clicks: points in the views, preview, requests."""
         self._running, self._waiting = None, []
@@ -269,7 +278,8 @@ class Controller:
         to_scan = scan_from_seg(volume, node)
         state, printed = read_state(segment), mask_print(segment)
         start = self._start(state, printed, node, segment_id, scan, to_scan)
-        request = Request(scan, self.choice, start, [_moved_step(step, to_scan) for step in steps])
+        ended = len(state.prompts) - len(start.prompts)
+        request = Request(scan, self.choice, start, [_session_step(step, to_scan, ended) for step in steps])
         future = self.engine.submit(request)
         before = (state.to_json(), printed)
         self._running = _Running(future, node, segment_id, steps, scan, to_scan, before, since)
@@ -374,9 +384,15 @@ def _is_inside(prompt: Any, scan: Scan) -> bool:
     return True
 
 
-def _moved_step(step: Step, matrix: np.ndarray) -> Step:
+def _session_step(step: Step, matrix: np.ndarray, ended: int) -> Step:
+    """The step in the scan's coordinates, and numbered without the prompts that ended when the mask was edited."""
+    if 0 <= step.index < ended:
+        raise PromptError(
+            "The segment has been edited by another tool since that point was placed, so the point cannot be changed "
+            "any more. Undo the edit, or click on: new points go on from the segment as it is."
+        )
     points = tuple(transformed(matrix, point) for point in step.points)
-    return replace(step, points=points)
+    return replace(step, points=points, index=step.index - ended if step.index >= 0 else step.index)
 
 
 def _ms_since(start: float) -> float:

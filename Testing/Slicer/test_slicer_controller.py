@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 
 import host
@@ -12,8 +13,6 @@ import vtk
 from conftest import World, dice
 from FaMSAMSlicerLib.controller import Controller
 from FaMSAMSlicerLib.engine import Engine, ModelChoice, Step
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from region_model import RegionModel
 
 
@@ -274,6 +273,18 @@ def test_close_leaves_no_node_and_no_observer(world):
         assert after == before
 
 
+def test_points_from_before_an_edit_by_another_tool_cannot_be_changed(world):
+    world.click(world.centre(0))
+    painted = world.mask()
+    painted[2:5, 2:6, 2:6] = True
+    host.set_segment(world.segmentation, "first", painted)
+    world.controller.points.node.SetNthControlPointPosition(0, *world.centre(1))
+    world.settle()
+    assert "edited by another tool" in world.controller.status.message
+    assert slicer.util.arrayFromMarkupsControlPoints(world.controller.points.node)[0] == pytest.approx(world.centre(0))
+    np.testing.assert_array_equal(world.mask(), painted)
+
+
 def test_hidden_points_stay_hidden(world):
     world.click(world.centre(0))
     world.controller.points.visible = False
@@ -291,22 +302,13 @@ def test_steps_shown_before_they_are_computed():
     assert Step("preview", ((0.0, 0.0, 0.0),)).applied((point,)) == (point,)
 
 
-ACTIONS = st.lists(
-    st.tuples(
-        st.sampled_from(
-            ["click", "cut", "undo", "redo", "select", "move", "remove", "clear", "reset", "paint", "look"]
-        ),
-        st.integers(0, 1),
-        st.integers(-3, 3),
-    ),
-    min_size=100,
-    max_size=100,
-)
+ACTIONS = ["click", "cut", "undo", "redo", "select", "move", "remove", "clear", "reset", "paint", "look"]
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck))
-@given(ACTIONS)
-def test_a_hundred_random_interactions_break_no_invariant(actions):
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_hundred_random_interactions_break_no_invariant(seed):
+    choose = random.Random(seed)
+    actions = [(choose.choice(ACTIONS), choose.randint(0, 1), choose.randint(-3, 3)) for _ in range(100)]
     world = World()
     try:
         for action, which, offset in actions:
@@ -315,7 +317,8 @@ def test_a_hundred_random_interactions_break_no_invariant(actions):
             _do(world, action, which, offset)
             world.settle()
             _check(world, selected, segments if action in ("click", "cut", "move", "remove", "clear", "look") else None)
-        assert not [status.message for status in world.said if status.is_error]
+        errors = {status.message for status in world.said if status.is_error}
+        assert all("edited by another tool" in error for error in errors), errors
     finally:
         world.controller.close()
         world.engine.close()
@@ -369,7 +372,7 @@ def _check(world: World, selected: str, before) -> None:
         and before is not None
         and not np.array_equal(before[selected], world.mask(selected))
     ):
-        index = tuple(int(round(v)) for v in last[0]["ras_mm"][::-1])
+        index = tuple(round(v) for v in last[0]["ras_mm"][::-1])
         assert world.mask(selected)[index] == last[0]["positive"], "the newest click always counts"
     if before is not None:
         for name in {"first", "second"} - {selected}:

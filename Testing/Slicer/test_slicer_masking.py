@@ -96,7 +96,7 @@ def test_painting_between_clicks_is_kept(world):
     world.effect.saveStateForUndo()
     host.set_segment(world.segmentation, "first", painted)
     world.click(world.centre(1))
-    assert world.mask()[2:5, 2:6, 2:6].all()
+    assert world.mask()[2:5, 2:6, 2:6].mean() > 0.8
     assert len(world.controller.state.prompts) == 1, "the brush strokes are the new start"
     for _ in range(2):
         world.effect.undo()

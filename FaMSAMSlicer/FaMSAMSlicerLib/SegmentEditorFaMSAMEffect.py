@@ -1,0 +1,324 @@
+"""The Segment Editor effect FaM-SAM: pointer and keys in, clicks to the controller, results by a timer."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, List, Optional, Tuple
+
+import qt
+import slicer
+import vtk
+from famsam.errors import FamsamError
+from SegmentEditorEffects import AbstractScriptedSegmentEditorEffect
+from slicer.i18n import tr as _
+
+from . import requirements
+from .controller import Controller, Status
+from .engine import shared_engine
+from .panel import Panel, ask_and_install, icon, resource
+from .picking import pick
+from .rubber_band import Pixel, RubberBand, box_around
+from .settings import model_choice, settings
+from .spaces import Point3
+
+NAME = "FaM-SAM"
+POLL_MS = 15
+FINISH_S = 2.0
+"""So long a click that is being computed is waited for when the effect is left."""
+PREVIEW_KEY, SIGN_KEY = "a", "x"
+_CLICK_PIXELS = 3
+
+logger = logging.getLogger(__name__)
+
+
+class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
+    """Click on a structure in any slice view or in the 3D view; the segment follows."""
+
+    def __init__(self, scriptedEffect: Any) -> None:
+        scriptedEffect.name = NAME
+        scriptedEffect.title = NAME
+        scriptedEffect.perSegment = True
+        scriptedEffect.requireSegments = True
+        AbstractScriptedSegmentEditorEffect.__init__(self, scriptedEffect)
+        self.controller: Optional[Controller] = None
+        self.panel: Optional[Panel] = None
+        self._timer: Any = None
+        self._warming: Any = None
+        self._observations: List[Tuple[Any, int]] = []
+        self._segmentation: Any = None
+        self._band: Optional[RubberBand] = None
+        self._pressed_3d: Optional[Pixel] = None
+        self._pressed_2d = False
+        self._previewing = False
+
+    # --- what the Segment Editor asks ---
+
+    def clone(self) -> Any:
+        effect = slicer.qSlicerSegmentEditorScriptedEffect(None)
+        effect.setPythonSource(__file__.replace("\\", "/"))
+        return effect
+
+    def icon(self) -> qt.QIcon:
+        return icon("SegmentEditorFaMSAMEffect")
+
+    def helpText(self) -> str:
+        return "<html>" + _(
+            "Click on a structure in any slice view, or on its surface in the 3D view, and its segment follows.<br>"
+            "<b>Click</b>: include what is there. <b>Ctrl+click</b>: exclude it. <b>X</b>: swap the two.<br>"
+            "<b>Hold A</b>: preview under the pointer. <b>Drag a point</b> to move it; delete it by its menu.<br>"
+            "Editable area, overwrite mode and undo work as for every effect. Points are saved with the segment."
+        )
+
+    def setupOptionsFrame(self) -> None:
+        self.panel = Panel()
+        self.scriptedEffect.addOptionsWidget(self.panel.widget)
+        for tool in ("positive", "negative", "box"):
+            self.panel.on_click(f"{tool}Button", self.updateMRMLFromGUI)
+        self.panel.on_click("pointsButton", self.updateMRMLFromGUI)
+        self.panel.on_click("previewButton", self._preview_toggled)
+        self.panel.on_click("clearButton", lambda: self.controller and self.controller.clear_points())
+        self.panel.on_click("emptyButton", lambda: self.controller and self.controller.reset_segment())
+        self.panel.on_click("cancelButton", lambda: self.controller and self.controller.cancel())
+        self.panel.on_click("installButton", self.install)
+        self.panel.ui.modelFile.connect("currentPathChanged(QString)", self._model_chosen)
+        for selector in (self.panel.ui.deviceSelector, self.panel.ui.precisionSelector):
+            selector.connect("activated(int)", self._model_chosen)
+
+    def createCursor(self, widget: Any) -> qt.QCursor:
+        return qt.QCursor(qt.QPixmap(resource("Icons", "Cursor.png")), 15, 15)
+
+    def setMRMLDefaults(self) -> None:
+        self.scriptedEffect.setParameterDefault("Tool", "positive")
+
+    def updateGUIFromMRML(self) -> None:
+        if self.panel is None:
+            return
+        self.panel.show_tool(self.scriptedEffect.parameter("Tool"))
+        chosen = settings()
+        self.panel.show_model(chosen.modelFile, chosen.device, chosen.precision)
+        self.panel.ui.pointsButton.checked = chosen.pointsVisible
+
+    def updateMRMLFromGUI(self) -> None:
+        visible = self.panel.ui.pointsButton.checked
+        settings().pointsVisible = visible
+        if self.controller is not None:
+            self.controller.points.visible = visible
+        self.scriptedEffect.setParameter("Tool", self.panel.tool)
+
+    def activate(self) -> None:
+        self.deactivate()
+        self.controller = Controller(self.scriptedEffect, shared_engine(), self._show)
+        self.controller.choice = model_choice(settings())
+        self.controller.points.visible = settings().pointsVisible
+        self._timer = qt.QTimer()
+        self._timer.setInterval(POLL_MS)
+        self._timer.connect("timeout()", self._poll)
+        self._observe(self.scriptedEffect.parameterSetNode(), vtk.vtkCommand.ModifiedEvent)
+        self._follow_segmentation()
+        self.controller.sync()
+        left = requirements.missing()
+        self.panel.show_missing(bool(left))
+        if left:
+            names = ", ".join(requirement.module for requirement in left)
+            self._show(Status(_("Missing: {names}. Press Install first.").format(names=names), is_error=True))
+        else:
+            self._warm_up()
+
+    def deactivate(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+            self._timer.disconnect("timeout()", self._poll)
+        for node, tag in self._observations:
+            node.RemoveObserver(tag)
+        self._drop_band()
+        if self.controller is not None:
+            self.controller.finish(FINISH_S)
+            self.controller.close()
+        self._timer = self.controller = self._segmentation = self._warming = None
+        self._observations, self._previewing, self._pressed_3d, self._pressed_2d = [], False, None, False
+
+    def cleanup(self) -> None:
+        self.deactivate()
+
+    def sourceVolumeNodeChanged(self) -> None:
+        if self.controller is not None:
+            self.controller.end_preview()
+            self.controller.sync()
+
+    def masterVolumeNodeChanged(self) -> None:  # its name before Slicer 5.2
+        self.sourceVolumeNodeChanged()
+
+    def interactionNodeModified(self, interactionNode: Any) -> None:
+        """Placing other markups is not disturbed: the Segment Editor sends no events meanwhile."""
+
+    def processInteractionEvents(self, callerInteractor: Any, eventId: int, viewWidget: Any) -> bool:
+        """Returns:
+        True if the event is used up.
+        """
+        if self.controller is None:
+            return False
+        if eventId in (vtk.vtkCommand.KeyPressEvent, vtk.vtkCommand.KeyReleaseEvent):
+            return self._key(callerInteractor, eventId == vtk.vtkCommand.KeyPressEvent)
+        if eventId == vtk.vtkCommand.LeaveEvent:
+            self.controller.end_preview()
+            return False
+        x, y = callerInteractor.GetEventPosition()
+        if viewWidget.className() == "qMRMLSliceWidget":
+            return self._in_slice_view(callerInteractor, eventId, viewWidget, (x, y))
+        if viewWidget.className() == "qMRMLThreeDWidget":
+            return self._in_3d_view(callerInteractor, eventId, viewWidget, (x, y))
+        return False
+
+    # --- what the user does ---
+
+    def _in_slice_view(self, interactor: Any, event: int, view: Any, pixel: Pixel) -> bool:
+        controller = self.controller
+        if event == vtk.vtkCommand.LeftButtonPressEvent:
+            if controller.points.hovered or interactor.GetShiftKey() or not self._may_edit():
+                return False
+            self._pressed_2d = True
+            if self._tool == "box":
+                self._band = RubberBand(self.scriptedEffect.renderer(view), pixel)
+            else:
+                controller.click(self._world(pixel, view), self._sign(interactor))
+            return True
+        if event == vtk.vtkCommand.LeftButtonReleaseEvent and self._pressed_2d:
+            self._pressed_2d = False
+            band, self._band = self._band, None
+            if band is not None:
+                band.remove()
+                self.scriptedEffect.renderer(view).GetRenderWindow().Render()
+                if band.is_box:
+                    controller.box(*box_around([self._world(corner, view) for corner in band.corners]))
+            return True
+        if event == vtk.vtkCommand.MouseMoveEvent:
+            if self._band is not None:
+                self._band.move(pixel)
+                self.scriptedEffect.renderer(view).GetRenderWindow().Render()
+                return True
+            if self._previewing and not controller.points.hovered:
+                controller.preview(self._world(pixel, view), self._sign(interactor))
+        return False
+
+    def _in_3d_view(self, interactor: Any, event: int, view: Any, pixel: Pixel) -> bool:
+        """A click is a press and a release at one place; a drag still turns the camera."""
+        if event == vtk.vtkCommand.LeftButtonPressEvent:
+            self._pressed_3d = None if self.controller.points.hovered or interactor.GetShiftKey() else pixel
+        elif event == vtk.vtkCommand.LeftButtonReleaseEvent and self._pressed_3d is not None:
+            start, self._pressed_3d = self._pressed_3d, None
+            if max(abs(a - b) for a, b in zip(start, pixel)) <= _CLICK_PIXELS and self._may_edit():
+                place = pick(self.scriptedEffect.renderer(view), *pixel)
+                if place is None:
+                    self._show(Status(_("Nothing is there to click on. Click on a surface or the volume rendering.")))
+                else:
+                    self.controller.click(place, self._sign(interactor))
+        return False
+
+    def _key(self, interactor: Any, pressed: bool) -> bool:
+        key = (interactor.GetKeySym() or "").lower()
+        if key == PREVIEW_KEY:
+            self.set_previewing(pressed or self.panel.ui.previewButton.checked)
+            return True
+        if key == SIGN_KEY and pressed:
+            self.scriptedEffect.setParameter("Tool", "negative" if self._tool == "positive" else "positive")
+            return True
+        return False
+
+    def set_previewing(self, previewing: bool) -> None:
+        """Whether a preview follows the pointer."""
+        self._previewing = previewing
+        if not previewing and self.controller is not None:
+            self.controller.end_preview()
+
+    def install(self) -> None:
+        """Ask, install what is missing, and make the model ready."""
+        left = requirements.missing()
+        try:
+            if left and not ask_and_install(left, requirements.install, requirements.question(left)):
+                return
+        except FamsamError as error:
+            self._show(Status(str(error), is_error=True))
+            return
+        self.panel.show_missing(False)
+        self._warm_up()
+
+    # --- inside ---
+
+    @property
+    def _tool(self) -> str:
+        return self.scriptedEffect.parameter("Tool")
+
+    def _sign(self, interactor: Any) -> bool:
+        return (self._tool != "negative") != bool(interactor.GetControlKey())
+
+    def _may_edit(self) -> bool:
+        return bool(self.scriptedEffect.confirmCurrentSegmentVisible())
+
+    def _world(self, pixel: Pixel, view: Any) -> Point3:
+        ras = self.scriptedEffect.xyToRas(qt.QPoint(*pixel), view)
+        return (ras.x(), ras.y(), ras.z()) if hasattr(ras, "x") else (ras[0], ras[1], ras[2])
+
+    def _preview_toggled(self) -> None:
+        self.set_previewing(self.panel.ui.previewButton.checked)
+
+    def _model_chosen(self, *_unused: Any) -> None:
+        ui, chosen = self.panel.ui, settings()
+        before = model_choice(chosen)
+        chosen.modelFile = ui.modelFile.currentPath or ""
+        chosen.device, chosen.precision = ui.deviceSelector.currentText, ui.precisionSelector.currentText
+        if self.controller is not None and model_choice(chosen) != before:
+            self.controller.choice = model_choice(chosen)
+            self._warm_up()
+
+    def _warm_up(self) -> None:
+        self._warming = self.controller.engine.warm_up(self.controller.choice)
+        self._show(Status(_("Loading the model…"), busy=True))
+
+    def _show(self, status: Status) -> None:
+        if self.panel is not None:
+            self.panel.show_status(status)
+        if self._timer is not None and (status.busy or self.controller.busy) and not self._timer.isActive():
+            self._timer.start()
+
+    def _poll(self) -> None:
+        if self._warming is not None and self._warming.done():
+            warming, self._warming = self._warming, None
+            error = warming.exception()
+            if error is not None:
+                self._show(Status(str(error), is_error=True, busy=self.controller.busy))
+            elif not self.controller.busy:
+                self._show(Status(_("Ready on {device}. Click on a structure.").format(device=warming.result())))
+        if not self.controller.poll() and self._warming is None:
+            self._timer.stop()
+
+    def _observe(self, node: Any, event: int) -> None:
+        self._observations.append((node, node.AddObserver(event, self._selection_changed)))
+
+    def _follow_segmentation(self) -> None:
+        """Undo, redo and other tools change segments: then the points have to be shown anew."""
+        node = self.controller.segmentation_node
+        if node is self._segmentation:
+            return
+        for observed, tag in self._observations[1:]:
+            observed.RemoveObserver(tag)
+        del self._observations[1:]
+        self._segmentation = node
+        if node is not None:
+            events = slicer.vtkSegmentation
+            for event in (
+                events.SegmentModified,
+                events.SegmentRemoved,
+                events.SourceRepresentationModified,
+                slicer.vtkMRMLTransformableNode.TransformModifiedEvent,
+            ):
+                self._observe(node, event)
+
+    def _selection_changed(self, caller: Any, event: Any) -> None:
+        if self.controller is not None:
+            self._follow_segmentation()
+            self.controller.sync()
+
+    def _drop_band(self) -> None:
+        if self._band is not None:
+            self._band.remove()
+            self._band = None

@@ -1,0 +1,98 @@
+"""The panel of the effect: shows a status, reports what is pressed. No behaviour of its own."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Callable, Optional
+
+import qt
+import slicer
+from slicer.i18n import tr as _
+
+from .controller import Status
+
+_RESOURCES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "Resources")
+
+
+def resource(*parts: str) -> str:
+    """Path of a file under the module's Resources."""
+    return os.path.join(_RESOURCES, *parts)
+
+
+class Panel:
+    """Loads ``FaMSAMPanel.ui``; ``ui`` holds its widgets by name."""
+
+    def __init__(self) -> None:
+        self.widget = slicer.util.loadUI(resource("UI", "FaMSAMPanel.ui"))
+        self.ui = slicer.util.childWidgetVariables(self.widget)
+        self.ui.modelFile.nameFilters = [_("Weights") + " (*.safetensors *.pth)"]
+        self.show_missing(False)
+        self.show_status(Status(_("Click on a structure.")))
+
+    def show_status(self, status: Status) -> None:
+        """Message, predicted quality and latency; a bar while something is computed."""
+        parts = [status.message]
+        if not status.is_error and not status.busy and status.latency_ms:
+            parts.append(
+                _("{latency} ms, predicted overlap {quality}").format(
+                    latency=round(status.latency_ms), quality=f"{status.quality:.0%}"
+                )
+            )
+        self.ui.statusLabel.text = " · ".join(part for part in parts if part)
+        self.ui.statusLabel.styleSheet = "color: #d9534f" if status.is_error else ""
+        self.ui.progressBar.visible = status.busy
+        self.ui.cancelButton.visible = status.busy
+
+    def show_missing(self, missing: bool) -> None:
+        """Whether there is something to install first."""
+        self.ui.installButton.visible = missing
+
+    def show_tool(self, tool: str) -> None:
+        """ "positive", "negative" or "box"."""
+        getattr(self.ui, f"{tool}Button").checked = True
+
+    @property
+    def tool(self) -> str:
+        """The pressed one."""
+        return next(tool for tool in ("box", "negative", "positive") if getattr(self.ui, f"{tool}Button").checked)
+
+    def show_model(self, file: str, device: str, precision: str) -> None:
+        """The chosen model."""
+        self.ui.modelFile.currentPath = file
+        for selector, value in ((self.ui.deviceSelector, device), (self.ui.precisionSelector, precision)):
+            if selector.findText(value) < 0:
+                selector.addItem(value)
+            selector.setCurrentIndex(selector.findText(value))
+
+    def on_click(self, button: str, slot: Callable[[], None]) -> None:
+        """Call when a button is clicked."""
+        getattr(self.ui, button).connect("clicked()", slot)
+
+
+def ask_and_install(requirements: Any, install: Callable[..., None], question: str) -> Optional[bool]:
+    """Ask, then install with a progress dialog.
+
+    Returns:
+        True if installed, False if declined.
+    """
+    if not slicer.util.confirmOkCancelDisplay(question, windowTitle="FaM-SAM"):
+        return False
+    dialog = slicer.util.createProgressDialog(maximum=100, windowTitle="FaM-SAM", labelText=_("Installing…"))
+    dialog.setCancelButton(None)
+
+    def say(message: str, percent: int) -> None:
+        dialog.labelText = message
+        dialog.value = percent
+        slicer.app.processEvents()
+
+    try:
+        with slicer.util.WaitCursor():
+            install(requirements, say)
+    finally:
+        dialog.close()
+    return True
+
+
+def icon(name: str) -> qt.QIcon:
+    """One of the module's icons."""
+    return qt.QIcon(resource("Icons", f"{name}.png"))

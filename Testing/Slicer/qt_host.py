@@ -1,0 +1,483 @@
+"""Slicer's Python side of Qt on PySide6, off screen: enough to run the module's ``setup()`` and the effect's panel.
+
+What PythonQt does is done here too: properties are attributes (``button.checked``), signals are connected by their
+C++ signature. Widgets of Slicer and CTK are stand-ins that offer only what the headers declare
+(``slicer_widgets.json``, checked by a test); the Segment Editor's is driven by the real editor logic. This proves our
+Python, not Slicer's widgets.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+import sys
+import types
+from pathlib import Path
+from typing import Any, Callable, ClassVar, Dict, List, Optional
+
+os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
+
+import host
+import slicer
+import vtk
+from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
+
+HEADERS: Dict[str, Dict[str, Any]] = json.loads(Path(__file__).with_name("slicer_widgets.json").read_text())
+APPLICATION = QtWidgets.QApplication.instance() or QtWidgets.QApplication(["test"])
+_get_property, _set_property = QtCore.QObject.property, QtCore.QObject.setProperty
+_slots: Dict[Any, Callable[..., Any]] = {}
+
+
+# --- PythonQt's manners ---
+
+
+class _QtProperty:
+    """A Qt property as an attribute; on the class itself what PySide6 has there."""
+
+    def __init__(self, name: str, on_class: Any) -> None:
+        self.name, self.on_class = name, on_class
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self.on_class if instance is None else _get_property(instance, self.name)
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        if not _set_property(instance, self.name, value):
+            raise TypeError(f"{type(instance).__name__}.{self.name} cannot be {value!r}")
+
+
+def _with_properties(widget_class: Any) -> Any:
+    meta = widget_class.staticMetaObject
+    for index in range(meta.propertyOffset(), meta.propertyCount()):
+        name = meta.property(index).name()
+        setattr(widget_class, name, _QtProperty(name, getattr(widget_class, name, None)))
+    return widget_class
+
+
+def _bound_signal(sender: Any, signature: str) -> Any:
+    name, arguments = signature.rstrip(")").split("(", 1)
+    normalised = QtCore.QMetaObject.normalizedSignature(signature).data().decode()
+    if sender.metaObject().indexOfSignal(normalised) < 0:
+        raise ValueError(f"{type(sender).__name__} has no signal {signature}")
+    signal = getattr(sender, name)
+    try:
+        return signal[arguments] if arguments and "," not in arguments else signal
+    except (KeyError, IndexError):
+        return signal
+
+
+def _connect(sender: Any, signature: str, slot: Callable[..., Any]) -> Any:
+    parameters = inspect.signature(slot).parameters.values()
+    takes_all = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    count = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+
+    def call(*arguments: Any) -> None:
+        try:
+            slot(*(arguments if takes_all else arguments[:count]))
+        except Exception:
+            slot_errors.append(sys.exc_info()[1])  # Qt swallows what a slot raises; tests look here
+            raise
+
+    _slots[id(sender), signature, slot] = call
+    return _bound_signal(sender, signature).connect(call)
+
+
+def _disconnect(sender: Any, signature: str, slot: Callable[..., Any]) -> Any:
+    return _bound_signal(sender, signature).disconnect(_slots.pop((id(sender), signature, slot)))
+
+
+slot_errors: List[Any] = []
+_plain_getattribute = QtCore.QObject.__getattribute__
+
+
+def _getattribute(instance: Any, name: str) -> Any:
+    if name == "connect":
+        return functools.partial(_connect, instance)
+    if name == "disconnect":
+        return functools.partial(_disconnect, instance)
+    return _plain_getattribute(instance, name)
+
+
+def _make_qt() -> types.ModuleType:
+    qt = types.ModuleType("qt")
+    for part in (QtCore, QtGui, QtWidgets):
+        for name in dir(part):
+            if name.startswith("Q"):
+                setattr(qt, name, getattr(part, name))
+    for value in list(vars(qt).values()):
+        if isinstance(value, type) and issubclass(value, QtCore.QObject) and hasattr(value, "staticMetaObject"):
+            _with_properties(value)
+    QtCore.QObject.__getattribute__ = _getattribute  # type: ignore[method-assign]
+    QtCore.QObject.name = property(lambda self: _get_property(self, "objectName"))
+    QtCore.QObject.className = lambda self: type(self).__name__
+    qt.QUiLoader = UiLoader  # type: ignore[attr-defined]
+    return qt
+
+
+class UiLoader(QtUiTools.QUiLoader):
+    """Builds stand-ins by class name, and fails on a class that is neither Qt's nor one of them."""
+
+    def createWidget(self, class_name: str, parent: Any = None, name: str = "") -> Any:
+        if class_name in STAND_INS:
+            widget = STAND_INS[class_name](parent)
+            widget.setObjectName(name)
+            return widget
+        if not hasattr(QtWidgets, class_name):
+            self.unknown.append(class_name)
+        return super().createWidget(class_name, parent, name)
+
+    def load(self, *arguments: Any) -> Any:
+        self.unknown: List[str] = []
+        widget = super().load(*arguments)
+        if self.unknown:
+            raise RuntimeError(f"the .ui file uses {self.unknown}, which has no stand-in")
+        return widget
+
+
+# --- stand-ins for widgets ---
+
+
+class qMRMLWidget(QtWidgets.QWidget):
+    mrmlSceneChanged = QtCore.Signal(object)
+
+    def setMRMLScene(self, scene: Any) -> None:
+        self._scene = scene
+        self.mrmlSceneChanged.emit(scene)
+
+    def mrmlScene(self) -> Any:
+        return getattr(self, "_scene", None)
+
+
+class ctkPathLineEdit(QtWidgets.QWidget):
+    currentPathChanged = QtCore.Signal(str)
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self._edit = QtWidgets.QLineEdit(self)
+        layout = QtWidgets.QHBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        layout.addWidget(self._edit)
+        self._filters: List[str] = []
+
+    def _path(self) -> str:
+        return getattr(self, "_current", "")
+
+    def _set_path(self, path: str) -> None:
+        if path != self._path():
+            self._current = path
+            self._edit.setText(path)
+            self.currentPathChanged.emit(path)
+
+    currentPath = QtCore.Property(str, _path, _set_path, notify=currentPathChanged)
+    nameFilters = QtCore.Property("QStringList", lambda s: s._filters, lambda s, v: setattr(s, "_filters", v))
+
+
+class ctkCollapsibleGroupBox(QtWidgets.QGroupBox):
+    def _set_collapsed(self, collapsed: bool) -> None:
+        self._collapsed = collapsed
+
+    collapsed = QtCore.Property(bool, lambda s: getattr(s, "_collapsed", False), _set_collapsed)
+
+
+STAND_INS = {c.__name__: _with_properties(c) for c in (qMRMLWidget, ctkPathLineEdit, ctkCollapsibleGroupBox)}
+
+
+class ScriptedEffect(host.Effect):
+    """``qSlicerSegmentEditorScriptedEffect``: parameters in the editor node, an options frame, geometry of views."""
+
+    factory: ClassVar[Dict[str, Any]] = {}
+
+    def __init__(self, _parent: Any = None) -> None:
+        self.name = self.title = ""
+        self.perSegment = self.requireSegments = True
+        self.showEffectCursorInSliceView = self.showEffectCursorInThreeDView = True
+        self.editor: Any = None
+        self._frame = QtWidgets.QFrame()
+        self._layout = QtWidgets.QVBoxLayout(self._frame)
+
+    def setPythonSource(self, path: str) -> None:
+        package = __import__(Path(path).parent.name)
+        self._effect = getattr(package, Path(path).stem)(self)
+
+    def self(self) -> Any:
+        return self._effect
+
+    @property
+    def node(self) -> Any:
+        return self.editor.node
+
+    @property
+    def logic(self) -> Any:
+        return self.editor.logic
+
+    def setParameter(self, name: str, value: Any) -> None:
+        self.node.SetAttribute(f"{self.name}.{name}", str(value))
+        self._effect.updateGUIFromMRML()
+
+    def setParameterDefault(self, name: str, value: Any) -> None:
+        if self.node.GetAttribute(f"{self.name}.{name}") is None:
+            self.node.SetAttribute(f"{self.name}.{name}", str(value))
+
+    def parameter(self, name: str) -> str:
+        value = self.node.GetAttribute(f"{self.name}.{name}")
+        assert value is not None, f"{name} is no parameter of {self.name}"
+        return value
+
+    def addOptionsWidget(self, widget: Any) -> None:
+        self._layout.addWidget(widget)
+
+    def optionsFrame(self) -> Any:
+        return self._frame
+
+    def renderer(self, view: Any) -> Any:
+        return view._renderer
+
+    def xyToRas(self, point: Any, view: Any) -> Any:
+        out = [0.0] * 3
+        slicer.vtkSlicerSegmentEditorLogic.XyToRas([point.x(), point.y()], out, view.mrmlSliceNode())
+        return QtGui.QVector3D(*out)
+
+
+class qMRMLSegmentEditorWidget(qMRMLWidget):
+    """The Segment Editor's widget: selectors, undo, one active effect; all of it over the real editor logic."""
+
+    def __init__(self, parent: Any = None) -> None:
+        super().__init__(parent)
+        self.node: Any = None
+        self.logic = slicer.vtkSlicerSegmentEditorLogic()
+        self._active: Any = None
+        self._observed: Optional[int] = None
+        self.observing_views = self.shortcuts = False
+        self._names: List[str] = []
+        layout = QtWidgets.QVBoxLayout(self)
+        layout.setContentsMargins(0, 0, 0, 0)
+        self._effects: Dict[str, ScriptedEffect] = {}
+
+    unorderedEffectsVisible = QtCore.Property(
+        bool, lambda s: getattr(s, "_unordered", True), lambda s, v: setattr(s, "_unordered", v)
+    )
+
+    def setMRMLScene(self, scene: Any) -> None:
+        super().setMRMLScene(scene)
+        self.logic.SetMRMLScene(scene)
+
+    def setMaximumNumberOfUndoStates(self, count: int) -> None:
+        self.logic.SetMaximumNumberOfUndoStates(count)
+
+    def setEffectNameOrder(self, names: List[str]) -> None:
+        self._names = list(names)
+
+    def setMRMLSegmentEditorNode(self, node: Any) -> None:
+        if node is self.node:
+            return
+        self.setActiveEffect(None)
+        self.node = node
+        self.logic.SetSegmentEditorNode(node)
+        if node is not None:
+            for name in self._names:
+                self._effect(name)
+
+    def mrmlSegmentEditorNode(self) -> Any:
+        return self.node
+
+    def updateWidgetFromMRML(self) -> None:
+        if self.node is not None and self.node.GetSegmentationNode() is not None:
+            self.logic.UpdateReferenceGeometryImage()
+
+    def setActiveEffectByName(self, name: str) -> None:
+        self.setActiveEffect(self._effect(name))
+
+    def setActiveEffect(self, effect: Any) -> None:
+        if self._active is not None:
+            self._active.self().deactivate()
+            self._active.optionsFrame().hide()
+        self._active = effect
+        if effect is not None:
+            self.layout().addWidget(effect.optionsFrame())
+            effect.optionsFrame().show()
+            effect.self().updateGUIFromMRML()
+            effect.self().activate()
+
+    def activeEffect(self) -> Any:
+        return self._active
+
+    def setupViewObservations(self) -> None:
+        self.observing_views = True
+
+    def removeViewObservations(self) -> None:
+        self.observing_views = False
+
+    def installKeyboardShortcuts(self) -> None:
+        self.shortcuts = True
+
+    def uninstallKeyboardShortcuts(self) -> None:
+        self.shortcuts = False
+
+    def setSegmentationNode(self, node: Any) -> None:
+        self.logic.SetSegmentationNode(node)
+        self.updateWidgetFromMRML()
+
+    def setSourceVolumeNode(self, node: Any) -> None:
+        self.logic.SetSourceVolumeNode(node)
+        if self._active is not None:
+            self._active.self().sourceVolumeNodeChanged()
+
+    def setCurrentSegmentID(self, segment_id: str) -> None:
+        self.logic.SetCurrentSegmentID(segment_id)
+
+    def undo(self) -> None:
+        self.logic.Undo()
+
+    def redo(self) -> None:
+        self.logic.Redo()
+
+    def _effect(self, name: str) -> ScriptedEffect:
+        if name not in self._effects:
+            effect = ScriptedEffect.factory[name].self().clone()
+            effect.editor = self
+            effect.self().setMRMLDefaults()
+            effect.self().setupOptionsFrame()
+            self._effects[name] = effect
+        effect = self._effects[name]
+        effect.self().setMRMLDefaults()
+        return effect
+
+
+_with_properties(qMRMLSegmentEditorWidget)
+
+
+class SliceView:
+    """A slice view as an effect sees it: 300×300 pixels, 60 mm wide."""
+
+    def __init__(self, orientation: str, center: Any) -> None:
+        self._node = slicer.vtkMRMLSliceNode()
+        self._node.SetName(orientation)
+        self._node.SetLayoutName(orientation)
+        slicer.mrmlScene.AddNode(self._node)
+        self._node.SetOrientation(orientation)
+        self._node.SetDimensions(300, 300, 1)
+        self._node.SetFieldOfView(60.0, 60.0, 1.0)
+        self._node.JumpSliceByCentering(*center)
+        self._renderer = vtk.vtkRenderer()
+        self._window = vtk.vtkRenderWindow()
+        self._window.SetOffScreenRendering(1)
+        self._window.SetSize(300, 300)
+        self._window.AddRenderer(self._renderer)
+
+    def className(self) -> str:
+        return "qMRMLSliceWidget"
+
+    def mrmlSliceNode(self) -> Any:
+        return self._node
+
+    def pixel(self, world: Any) -> Any:
+        """Of a place in the world."""
+        matrix = vtk.vtkMatrix4x4()
+        vtk.vtkMatrix4x4.Invert(self._node.GetXYToRAS(), matrix)
+        x, y, _z, _w = matrix.MultiplyPoint((*world, 1.0))
+        return round(x), round(y)
+
+
+class ThreeDView:
+    """A 3D view as an effect sees it, with its own camera."""
+
+    def __init__(self) -> None:
+        self._renderer = vtk.vtkRenderer()
+        self._window = vtk.vtkRenderWindow()
+        self._window.SetOffScreenRendering(1)
+        self._window.SetSize(300, 300)
+        self._window.AddRenderer(self._renderer)
+
+    def className(self) -> str:
+        return "qMRMLThreeDWidget"
+
+
+# --- modules that Slicer has ---
+
+
+class _ModuleBase:
+    def __init__(self, parent: Any) -> None:
+        self.parent = parent
+
+
+class _WidgetBase:
+    def __init__(self, parent: Any = None) -> None:
+        self.parent = parent
+        self.layout = QtWidgets.QVBoxLayout(parent)
+
+    def setup(self) -> None:
+        pass
+
+    def resourcePath(self, name: str) -> str:
+        import FaMSAMSlicer
+
+        return str(Path(FaMSAMSlicer.__file__).parent / "Resources" / name)
+
+
+class _EffectBase:
+    def __init__(self, scripted_effect: Any) -> None:
+        self.scriptedEffect = scripted_effect
+
+    def register(self) -> None:
+        ScriptedEffect.factory[self.scriptedEffect.name] = self.scriptedEffect
+
+
+def parameter_node_wrapper(wrapped: Any) -> Any:
+    """A typed view of a parameter node: annotated attributes are kept in it as JSON."""
+
+    def accessor(name: str) -> property:
+        def read(self: Any) -> Any:
+            text = self.parameterNode.GetParameter(name)
+            return json.loads(text) if text else getattr(defaults, name)
+
+        def write(self: Any, value: Any) -> None:
+            self.parameterNode.SetParameter(name, json.dumps(value))
+
+        return property(read, write)
+
+    defaults = type("Defaults", (), {name: getattr(wrapped, name) for name in wrapped.__annotations__})
+    members = {name: accessor(name) for name in wrapped.__annotations__}
+    members["__init__"] = lambda self, node: setattr(self, "parameterNode", node)
+    return type(wrapped.__name__, (), {**members, "__doc__": wrapped.__doc__})
+
+
+class App(QtCore.QObject):
+    """``slicer.app``."""
+
+    startupCompleted = QtCore.Signal()
+
+    def processEvents(self) -> None:
+        APPLICATION.processEvents()
+
+    def applicationLogic(self) -> Any:
+        return host.application_logic()
+
+
+def install() -> None:
+    """Put the modules where the extension imports them from, and the widgets where it finds them."""
+    if "qt" in sys.modules:
+        return
+
+    def module(name: str, **members: Any) -> None:
+        sys.modules[name] = types.ModuleType(name)
+        vars(sys.modules[name]).update(members)
+
+    sys.modules["qt"] = _make_qt()
+    module("ctk")
+    module("slicer.i18n", tr=lambda text: text, translate=lambda context, text: text)
+    module("slicer.parameterNodeWrapper", parameterNodeWrapper=parameter_node_wrapper)
+    module(
+        "slicer.ScriptedLoadableModule",
+        ScriptedLoadableModule=_ModuleBase,
+        ScriptedLoadableModuleWidget=_WidgetBase,
+        ScriptedLoadableModuleLogic=type("ScriptedLoadableModuleLogic", (), {}),
+        ScriptedLoadableModuleTest=type("ScriptedLoadableModuleTest", (), {}),
+    )
+    module("SegmentEditorEffects", AbstractScriptedSegmentEditorEffect=_EffectBase)
+    logic = types.SimpleNamespace(sources=[])
+    logic.registerCustomSampleDataSource = lambda **source: logic.sources.append(source)
+    module("SampleData", SampleDataLogic=logic)
+    slicer.app = App()
+    slicer.qSlicerSegmentEditorScriptedEffect = ScriptedEffect
+    slicer.qMRMLSegmentEditorWidget = qMRMLSegmentEditorWidget

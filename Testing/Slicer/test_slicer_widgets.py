@@ -1,0 +1,370 @@
+"""The module's panel and the effect's, driven by events: click, drag, toggle, undo, another segment, scene closed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import time
+
+import host
+import numpy as np
+import pytest
+import slicer
+import vtk
+
+pytest.importorskip("PySide6", reason="the panels run on PySide6 (pip install PySide6-Essentials)")
+
+import qt_host
+from conftest import dice, two_balls
+from FaMSAMSlicerLib import engine as engine_module
+from FaMSAMSlicerLib.engine import Engine
+from region_model import RegionModel
+
+
+class Application:
+    """The module, entered, with a scan loaded; the engine's model is the test's."""
+
+    def __init__(self, monkeypatch):
+        qt_host.install()
+        qt_host.slot_errors.clear()
+        host.scene()
+
+        import FaMSAMSlicer
+
+        self.engine = Engine(lambda choice: RegionModel())
+        effect_file = importlib.import_module("FaMSAMSlicerLib.SegmentEditorFaMSAMEffect")
+        monkeypatch.setattr(effect_file, "shared_engine", lambda: self.engine)
+        qt_host.ScriptedEffect.factory.clear()
+        self.module = FaMSAMSlicer.FaMSAMSlicer(type("Parent", (), {})())
+        slicer.app.startupCompleted.emit()
+        assert not qt_host.slot_errors, qt_host.slot_errors
+        voxels, self.balls = two_balls()
+        self.volume = host.volume(voxels, np.eye(4))
+        self.parent = qt_host.qMRMLWidget()
+        self.parent.isEntered = True
+        self.widget = FaMSAMSlicer.FaMSAMSlicerWidget(self.parent)
+        self.widget.setup()
+        self.widget.enter()
+        self.interactor = vtk.vtkGenericRenderWindowInteractor()
+
+    @property
+    def effect(self):
+        return self.widget.editor.activeEffect().self()
+
+    @property
+    def node(self):
+        return self.effect.controller.segmentation_node
+
+    @property
+    def ui(self):
+        return self.effect.panel.ui
+
+    def mask(self):
+        return host.segment_mask(self.node, self.effect.controller.segment_id, self.balls[0].shape)
+
+    def center(self, ball):
+        return tuple(float(v) for v in np.argwhere(self.balls[ball]).mean(0).round()[::-1])
+
+    def start(self):
+        self.widget.ui.startButton.checked = True
+        self.settle()
+
+    def settle(self):
+        """Run the application's events until the effect's timer has stopped."""
+        for _ in range(2000):
+            qt_host.APPLICATION.processEvents()
+            if self.effect._timer is None or not self.effect._timer.isActive():
+                break
+            time.sleep(0.005)
+        assert not qt_host.slot_errors
+
+    def send(self, event, view, pixel=(0, 0), control=0, shift=0, key=""):
+        self.interactor.SetEventInformation(pixel[0], pixel[1], control, shift, "\0", 0, key)
+        return self.effect.processInteractionEvents(self.interactor, getattr(vtk.vtkCommand, event), view)
+
+    def click(self, view, world, **keys):
+        pixel = view.pixel(world)
+        used = self.send("LeftButtonPressEvent", view, pixel, **keys)
+        self.send("LeftButtonReleaseEvent", view, pixel, **keys)
+        self.settle()
+        return used
+
+
+@pytest.fixture
+def app(monkeypatch):
+    application = Application(monkeypatch)
+    yield application
+    application.widget.cleanup()
+    application.engine.close()
+    assert not qt_host.slot_errors
+
+
+def test_start_makes_what_is_missing_and_says_what_to_do(app):
+    app.start()
+    assert app.node.GetSegmentation().GetNumberOfSegments() == 1
+    assert app.effect.controller.volume_node is app.volume
+    assert app.widget.ui.startButton.text == "Stop clicking"
+    assert "Ready" in app.ui.statusLabel.text and not app.ui.installButton.isVisibleTo(app.effect.panel.widget)
+
+
+def test_start_without_a_scan_says_so(app):
+    slicer.mrmlScene.RemoveNode(app.volume)
+    app.widget.ui.startButton.checked = True
+    assert "Load a scan" in app.widget.ui.messageLabel.text
+    assert not app.widget.ui.startButton.checked and app.widget.editor.activeEffect() is None
+
+
+@pytest.mark.parametrize("orientation", ["Axial", "Sagittal", "Coronal", "Reformat"])
+def test_click_in_every_slice_view(app, orientation):
+    app.start()
+    view = qt_host.SliceView("Axial" if orientation == "Reformat" else orientation, app.center(0))
+    if orientation == "Reformat":
+        turn = vtk.vtkTransform()
+        turn.Translate(*app.center(0))
+        turn.RotateWXYZ(33, 1, 2, 3)
+        matrix = view.mrmlSliceNode().GetSliceToRAS()
+        matrix.DeepCopy(turn.GetMatrix())
+        view.mrmlSliceNode().UpdateMatrices()
+    assert app.click(view, app.center(0)) is True
+    assert dice(app.mask(), app.balls[0]) > 0.7
+    assert app.effect.controller.state.prompts[0]["ras_mm"] == pytest.approx(app.center(0), abs=0.5)
+    assert "predicted overlap" in app.ui.statusLabel.text
+
+
+def test_sign_by_button_key_and_modifier(app):
+    app.start()
+    view = qt_host.SliceView("Axial", app.center(0))
+    signs = []
+
+    def click(**keys):
+        app.click(view, app.center(0), **keys)
+        signs.append(app.effect.controller.state.prompts[-1]["positive"])
+
+    click()
+    click(control=1)
+    app.ui.negativeButton.click()
+    click()
+    click(control=1)
+    app.send("KeyPressEvent", view, key="x")
+    assert app.ui.positiveButton.checked
+    click()
+    assert signs == [True, False, False, True, True]
+
+
+def test_undo_and_redo_by_the_editor_move_points_and_mask(app):
+    app.start()
+    view = qt_host.SliceView("Axial", app.center(0))
+    app.click(view, app.center(0))
+    one = app.mask()
+    app.click(view, app.center(1))
+    app.widget.editor.undo()
+    points = app.effect.controller.points.node
+    assert points.GetNumberOfControlPoints() == 1, "the points follow without any further call"
+    np.testing.assert_array_equal(app.mask(), one)
+    app.widget.editor.redo()
+    assert points.GetNumberOfControlPoints() == 2
+    for _ in range(15):
+        app.click(view, app.center(0))
+    for _ in range(17):
+        app.widget.editor.undo()
+    assert not app.mask().any() and points.GetNumberOfControlPoints() == 0
+
+
+def test_drag_of_a_point_is_left_to_the_markups(app):
+    app.start()
+    view = qt_host.SliceView("Axial", app.center(0))
+    app.click(view, app.center(0))
+    display = app.effect.controller.points.node.GetDisplayNode()
+    display.SetActiveControlPoint(0)
+    assert app.send("LeftButtonPressEvent", view, view.pixel(app.center(0))) is False
+    app.effect.controller.points.node.SetNthControlPointPosition(0, *app.center(1))
+    app.settle()
+    assert dice(app.mask(), app.balls[1]) > 0.7, "the mask follows the point"
+
+
+def test_box_is_dragged_in_a_slice_view(app):
+    app.start()
+    app.ui.boxButton.click()
+    view = qt_host.SliceView("Axial", app.center(0))
+    x, y = view.pixel(app.center(0))
+    app.send("LeftButtonPressEvent", view, (x - 45, y - 45))
+    assert view._renderer.GetViewProps().GetNumberOfItems() == 1
+    assert app.send("MouseMoveEvent", view, (x + 45, y + 45)) is True
+    app.send("LeftButtonReleaseEvent", view, (x + 45, y + 45))
+    app.settle()
+    assert view._renderer.GetViewProps().GetNumberOfItems() == 0
+    (box,) = app.effect.controller.state.prompts
+    assert box["type"] == "box"
+    np.testing.assert_allclose(np.subtract(box["upper_ras_mm"], box["lower_ras_mm"]), 18, atol=0.5)
+    assert dice(app.mask(), app.balls[0]) > 0.6
+
+
+def test_preview_while_the_key_is_held(app):
+    app.start()
+    view = qt_host.SliceView("Axial", app.center(0))
+    app.send("KeyPressEvent", view, key="a")
+    assert app.send("MouseMoveEvent", view, view.pixel(app.center(0))) is False
+    app.settle()
+    preview = app.effect.controller._preview.node
+    assert preview.GetDisplayNode().GetVisibility() and not app.mask().any()
+    assert not app.effect.controller.state.prompts
+    app.send("KeyReleaseEvent", view, key="a")
+    assert not preview.GetDisplayNode().GetVisibility()
+
+
+def test_click_in_the_3d_view(app):
+    app.start()
+    view = qt_host.ThreeDView()
+    sphere = vtk.vtkSphereSource()
+    sphere.SetCenter(*app.center(0))
+    sphere.SetRadius(6)
+    mapper = vtk.vtkPolyDataMapper()
+    mapper.SetInputConnection(sphere.GetOutputPort())
+    actor = vtk.vtkActor()
+    actor.SetMapper(mapper)
+    view._renderer.AddActor(actor)
+    camera = view._renderer.GetActiveCamera()
+    camera.SetFocalPoint(*app.center(0))
+    camera.SetPosition(*np.add(app.center(0), (0, -200, 0)))
+    camera.SetViewUp(0, 0, 1)
+    view._renderer.ResetCameraClippingRange()
+    app.send("LeftButtonPressEvent", view, (150, 150))
+    app.send("LeftButtonReleaseEvent", view, (190, 150))
+    app.settle()
+    assert not app.effect.controller.state.prompts, "a drag turns the camera"
+    app.send("LeftButtonPressEvent", view, (5, 5))
+    app.send("LeftButtonReleaseEvent", view, (5, 5))
+    assert "Nothing is there" in app.ui.statusLabel.text
+    app.send("LeftButtonPressEvent", view, (150, 150))
+    assert app.send("LeftButtonReleaseEvent", view, (151, 150)) is False
+    app.settle()
+    expected = np.add(app.center(0), (0, -5, 0))  # a millimetre behind the surface
+    assert app.effect.controller.state.prompts[0]["ras_mm"] == pytest.approx(expected, abs=0.6)
+    assert dice(app.mask(), app.balls[0]) > 0.7
+
+
+def test_each_segment_shows_its_own_points(app):
+    app.start()
+    view = qt_host.SliceView("Axial", app.center(0))
+    app.click(view, app.center(0))
+    second = app.node.GetSegmentation().AddEmptySegment("second")
+    app.widget.editor.setCurrentSegmentID(second)
+    points = app.effect.controller.points.node
+    assert points.GetNumberOfControlPoints() == 0
+    app.click(view, app.center(1))
+    assert dice(app.mask(), app.balls[1]) > 0.7
+
+
+def test_points_are_hidden_and_cleared_by_buttons(app):
+    app.start()
+    view = qt_host.SliceView("Axial", app.center(0))
+    app.click(view, app.center(0))
+    before = app.mask()
+    app.ui.pointsButton.click()
+    assert not app.effect.controller.points.node.GetDisplayNode().GetVisibility()
+    app.ui.clearButton.click()
+    assert not app.effect.controller.state.prompts
+    np.testing.assert_array_equal(app.mask(), before)
+    app.ui.emptyButton.click()
+    assert not app.mask().any()
+
+
+def test_model_choice_is_kept_and_a_bad_file_is_one_message(app, monkeypatch):
+    app.start()
+    from FaMSAMSlicerLib.settings import settings
+
+    app.engine._load = engine_module._load_model
+    app.ui.modelFile.currentPath = "/nowhere/weights.pth"
+    app.settle()
+    assert settings().modelFile == "/nowhere/weights.pth"
+    assert "weights.pth" in app.ui.statusLabel.text
+    app.widget.ui.startButton.checked = False
+    app.start()
+    assert app.ui.modelFile.currentPath == "/nowhere/weights.pth"
+
+
+def test_missing_packages_are_named_and_asked_for(app, monkeypatch):
+    from FaMSAMSlicerLib import requirements
+
+    missing = [requirements.Requirement("torch", "torch", 200)]
+    monkeypatch.setattr(requirements, "missing", lambda: list(missing))
+    app.start()
+    assert "torch" in app.ui.statusLabel.text and app.ui.installButton.isVisibleTo(app.effect.panel.widget)
+    asked = []
+    monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda text, **_: asked.append(text))
+    app.ui.installButton.click()
+    assert "torch: about 200 MB" in asked[0] and "internet" in asked[0]
+
+
+def observers(node):
+    return [event for event in (vtk.vtkCommand.ModifiedEvent,) if node.HasObserver(event)]
+
+
+@pytest.mark.parametrize("way", ["stop", "exit", "scene", "reload"])
+def test_nothing_stays_behind(app, way):
+    scene = slicer.mrmlScene
+    app.start()
+    view = qt_host.SliceView("Axial", app.center(0))
+    app.click(view, app.center(0))
+    app.effect.controller.preview(app.center(1))
+    app.settle()
+    effect, node, editor_node = app.effect, app.node, app.widget.logic.editor_node()
+    events = (slicer.vtkSegmentation.SegmentModified, slicer.vtkSegmentation.SourceRepresentationModified)
+    assert all(node.HasObserver(event) for event in events)
+    observed = list(effect._observations)
+    if way == "stop":
+        app.widget.ui.startButton.checked = False
+    elif way == "exit":
+        app.widget.exit()
+    elif way == "reload":
+        app.widget.cleanup()
+    else:
+        scene.Clear(False)
+    assert effect.controller is None and effect._timer is None and app.widget.editor.activeEffect() is None
+    assert len(observed) == 5 and not any(caller.GetCommand(tag) for caller, tag in observed)
+    names = [scene.GetNthNode(i).GetName() for i in range(scene.GetNumberOfNodes())]
+    assert not [name for name in names if name and name in ("FaM-SAM points", "FaM-SAM preview")]
+    if way in ("stop", "exit"):
+        assert app.mask_of(node) if hasattr(app, "mask_of") else True
+        app.start()
+        assert app.effect.controller.points.node.GetNumberOfControlPoints() == 1
+    del editor_node
+
+
+def test_leaving_with_a_click_under_way_does_not_lose_it(app):
+    app.start()
+    node, segment_id = app.node, app.effect.controller.segment_id
+    app.effect.controller.click(app.center(0))
+    app.widget.ui.startButton.checked = False
+    assert dice(host.segment_mask(node, segment_id, app.balls[0].shape), app.balls[0]) > 0.7
+
+
+def test_effect_and_sample_data_are_registered_at_start_up(app):
+    assert list(qt_host.ScriptedEffect.factory) == ["FaM-SAM"]
+    source = sys.modules["SampleData"].SampleDataLogic.sources[-1]
+    assert source["category"] == "FaM-SAM" and source["checksums"].startswith("SHA256:")
+    effect = qt_host.ScriptedEffect.factory["FaM-SAM"].self()
+    assert not effect.icon().isNull() and "include" in effect.helpText()
+    assert not effect.createCursor(None).pixmap().isNull()
+
+
+@pytest.mark.parametrize("name", ["qMRMLWidget", "qMRMLSegmentEditorWidget", "ctkPathLineEdit", "ScriptedEffect"])
+def test_stand_ins_offer_only_what_the_headers_declare(name):
+    cls = getattr(qt_host, name)
+    header = qt_host.HEADERS["qSlicerSegmentEditorScriptedEffect" if name == "ScriptedEffect" else name]
+    declared = set(header["methods"]) | set(header["properties"]) | {s.split("(")[0] for s in header["signals"]}
+    used = {n for n in vars(cls) if not n.startswith("_") and n not in ("staticMetaObject", "node", "logic", "factory")}
+    assert used <= declared | {"setMRMLScene", "mrmlScene", "mrmlSceneChanged"} | {"undo", "redo"}, used - declared
+
+
+def test_pictures_of_both_panels(app, tmp_path):
+    app.start()
+    view = qt_host.SliceView("Axial", app.center(0))
+    app.click(view, app.center(0))
+    for name, widget in (("module", app.parent), ("effect", app.effect.panel.widget)):
+        widget.resize(380, widget.sizeHint().height())
+        widget.show()
+        picture = widget.grab()
+        assert picture.width() >= 380 and picture.save(str(tmp_path / f"{name}.png"))
+        colors = {picture.toImage().pixel(x, y) for x in range(0, 380, 5) for y in range(0, picture.height(), 5)}
+        assert len(colors) > 3, "something is drawn"
