@@ -224,11 +224,17 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from .bench import run_bench
+    from .bench import CONFIGS, run_bench
 
-    volume_xyz = tuple(args.volume)
     report = run_bench(
-        args.device, args.precision, args.threads, args.runs, volume_xyz, args.ablation, not args.quiet
+        args.device,
+        args.precision,
+        args.threads,
+        args.runs,
+        tuple(args.volume),
+        args.ablation,
+        not args.quiet,
+        args.config or CONFIGS,
     )
     if args.output is not None:
         args.output.write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
@@ -337,6 +343,8 @@ def _parser() -> argparse.ArgumentParser:
 
     p = _command(commands, "bench", _bench, "time the three configurations and whole clicks",
                  "famsam bench --output bench.json")
+    p.add_argument("--config", action="append", choices=("famsam", "fastsam3d", "sam_med3d"), help="only this one; "
+                   "repeatable")
     p.add_argument("--runs", type=int, default=7)
     p.add_argument("--threads", type=int, default=0, help="torch threads; 0: as torch chooses")
     p.add_argument("--volume", type=int, nargs=3, default=(512, 512, 300), metavar=("X", "Y", "Z"))

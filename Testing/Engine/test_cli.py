@@ -1,0 +1,346 @@
+"""The command line, from arguments to files, with a small network that the tests save themselves."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import famsam
+import numpy as np
+import pytest
+import torch
+from famsam import cli
+from famsam.checkpoints import save_model
+from famsam.model.famsam import Famsam, FamsamConfig
+from famsam.session import Session
+from famsam.volume import Volume, read_mask, read_volume, write_mask
+from tiny_models import tiny_model
+
+SMALL = FamsamConfig(
+    stem_channels=(8, 8, 8, 8), token_channels=16, depth=1, heads=2, decoder_channels=(8, 8, 16), decoder_depth=1
+)
+COMMANDS = ("segment", "evaluate", "train", "gallery", "convert", "bench", "doctor")
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "small.safetensors"
+    save_model(Famsam(SMALL), path)
+    return path
+
+
+def two_balls():
+    """A CT of 48 x 44 x 40 voxels around the origin, so that half of its coordinates are negative; and its labels."""
+    z, y, x = np.indices((40, 44, 48))
+    labels = np.zeros((40, 44, 48), np.uint8)
+    labels[(z - 20) ** 2 + (y - 22) ** 2 + (x - 12) ** 2 < 49] = 1
+    labels[(z - 18) ** 2 + (y - 20) ** 2 + (x - 34) ** 2 < 36] = 2
+    noise = np.random.default_rng(0).normal(0, 20, labels.shape)
+    matrix = np.diag([1.5, 1.5, 2.0, 1.0])
+    matrix[:3, 3] = (-36.0, -33.0, -40.0)
+    return Volume((300 * (labels > 0) + noise).astype(np.int16), matrix), labels
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory):
+    """(path of the image, path of a folder of one case)."""
+    import nibabel as nib
+
+    volume, labels = two_balls()
+    folder = tmp_path_factory.mktemp("cases")
+    (folder / "balls").mkdir()
+    for name, voxels in (("image", volume.voxels_zyx), ("labels", labels)):
+        image = nib.Nifti1Image(voxels.transpose(2, 1, 0), volume.grid.ras_from_ijk)
+        nib.save(image, folder / "balls" / f"{name}.nii.gz")
+    return folder / "balls" / "image.nii.gz", folder
+
+
+@pytest.fixture
+def segment(scan, weights, tmp_path, capsys):
+    """Runs ``famsam segment`` on the scan; returns (exit code, mask or None, summary or None, errors)."""
+
+    def run(*arguments, output="mask.nii.gz"):
+        path = tmp_path / output
+        fixed = ["segment", str(scan[0]), "-o", str(path), "--model", str(weights), "--device", "cpu", "--json"]
+        code = cli.main([*fixed, "--precision", "fp32", *map(str, arguments)])
+        captured = capsys.readouterr()
+        mask = read_mask(path, read_volume(scan[0])) if path.exists() else None
+        return code, mask, json.loads(captured.out) if captured.out else None, captured.err
+
+    return run
+
+
+# --- segment ---
+
+
+def test_segment_gives_what_the_session_gives(segment, scan, weights):
+    code, mask, summary, _ = segment("--point=-18,0,0", "--negative=15,-3,-4", "--point=-15,3,0")
+    session = Session(famsam.load_model(weights, "cpu", "fp32"))
+    session.set_image(read_volume(scan[0]))
+    session.add_point((-18, 0, 0))
+    session.add_point((15, -3, -4), positive=False)
+    result = session.add_point((-15, 3, 0))
+    assert code == 0
+    np.testing.assert_array_equal(mask, result.mask_zyx)
+    said = [(step["prompt"]["ras_mm"], step["prompt"]["positive"]) for step in summary["steps"]]
+    assert said == [([-18, 0, 0], True), ([15, -3, -4], False), ([-15, 3, 0], True)], "in the order given"
+    assert summary["voxels"] == mask.sum()
+    assert summary["volume_ml"] == pytest.approx(mask.sum() * 1.5 * 1.5 * 2 / 1000)
+    assert summary["steps"][0]["timings_ms"]["total"] > 0
+
+
+@pytest.mark.parametrize("form", ["--point=-18,0,0", "--point -18,0,0", "--point [-18,0,0]", "--point -18.0,-0,.0"])
+def test_negative_coordinates(segment, form):
+    code, mask, summary, _ = segment(*form.split())
+    assert code == 0 and mask.any()
+    assert summary["steps"][0]["prompt"]["ras_mm"] == [-18, 0, 0]
+
+
+def test_negative_boxes_and_order_with_points(segment):
+    code, _, summary, _ = segment("--box", "-30,-12,-16,-6,12,16", "--negative", "-3,-30,-30", "--point", "-18,0,0")
+    assert code == 0
+    assert [step["prompt"]["type"] for step in summary["steps"]] == ["box", "point", "point"]
+    assert summary["steps"][0]["prompt"]["lower_ras_mm"] == [-30, -12, -16]
+    assert [step["prompt"].get("positive") for step in summary["steps"]] == [None, False, True]
+
+
+def test_saved_prompts_give_the_same_mask_again(segment, tmp_path):
+    prompts = tmp_path / "prompts.json"
+    _, mask, _, _ = segment("--point=-18,0,0", "--negative=15,-3,-4", "--save-prompts", prompts)
+    code, restored, summary, _ = segment("--restore", prompts, output="again.nrrd")
+    assert code == 0 and summary["steps"] == []
+    np.testing.assert_array_equal(restored, mask)
+    _, further, _, _ = segment("--restore", prompts, "--point=-15,3,0", output="further.mha")
+    _, at_once, _, _ = segment("--point=-18,0,0", "--negative=15,-3,-4", "--point=-15,3,0", output="at_once.nii")
+    np.testing.assert_array_equal(further, at_once)
+
+
+def test_a_mask_to_start_from(segment, scan, tmp_path):
+    volume = read_volume(scan[0])
+    start = np.zeros(volume.grid.size_zyx, bool)
+    start[15:25, 18:26, 8:16] = True
+    write_mask(start, volume, tmp_path / "start.nii.gz")
+    code, mask, summary, _ = segment("--start", tmp_path / "start.nii.gz")
+    assert code == 0 and summary["voxels"] == start.sum()
+    np.testing.assert_array_equal(mask, start)
+
+
+def test_a_picture(segment, tmp_path):
+    code, _, summary, _ = segment("--point=-18,0,0", "--picture", tmp_path / "result.png")
+    assert code == 0 and summary["picture"] == str(tmp_path / "result.png")
+    assert (tmp_path / "result.png").read_bytes().startswith(PNG)
+
+
+def test_output_for_people(scan, weights, tmp_path, capsys):
+    mask = tmp_path / "m.nii.gz"
+    assert cli.main(["segment", str(scan[0]), "-o", str(mask), "--model", str(weights), "--point", "-18,0,0"]) == 0
+    printed = capsys.readouterr().out
+    assert "voxels" in printed and "ml" in printed and f"mask: {mask}" in printed
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--point=500,0,0"], "inside the image"),
+        (["--box=9,9,9,3,3,3"], "inside out"),
+        (["--point=nan,0,0"], "finite"),
+        (["--model", "nothing.pth"], "no weights file"),
+        (["--restore", "nothing.json"], "nothing.json"),
+        (["--start", "nothing.nii.gz"], "nothing.nii.gz"),
+        (["--device", "quantum"], "quantum"),
+        (["--point=-18,0,0", "--save-prompts", "no/such/folder/p.json"], "no/such/folder"),
+        (["--point=-18,0,0", "--picture", "no/such/folder/p.png"], "no/such/folder"),
+    ],
+)
+def test_what_cannot_be_done_is_explained(segment, arguments, message):
+    code, _, summary, errors = segment(*arguments)
+    assert code == 1 and summary is None
+    assert errors.startswith("famsam segment: ") and message in errors and "Traceback" not in errors
+
+
+def test_damaged_prompts_are_explained(segment, tmp_path):
+    path = tmp_path / "prompts.json"
+    for text in ("{", "[]", '{"version": 1}'):
+        path.write_text(text)
+        code, _, _, errors = segment("--restore", path)
+        assert code == 1 and "Expected" in errors
+
+
+def test_an_image_that_is_none(weights, tmp_path, capsys):
+    (tmp_path / "image.nii.gz").write_bytes(b"not an image")
+    assert cli.main(["segment", str(tmp_path / "image.nii.gz"), "-o", "m.nii", "--model", str(weights)]) == 1
+    assert cli.main(["segment", str(tmp_path / "absent.nii.gz"), "-o", "m.nii", "--model", str(weights)]) == 1
+    assert capsys.readouterr().err.count("famsam segment: ") == 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["paint"],
+        ["segment"],
+        ["segment", "i.nii", "-o", "m.nii", "--point=1,2"],
+        ["segment", "i.nii", "-o", "m.nii", "--point", "-1,-2"],
+        ["segment", "i.nii", "-o", "m.nii", "--point=a,b,c"],
+        ["segment", "i.nii", "-o", "m.nii", "--box=1,2,3"],
+        ["segment", "i.nii", "-o", "m.nii", "--precision", "int4"],
+        ["train", "runs", "--steps", "many"],
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    assert "usage: famsam" in capsys.readouterr().err
+
+
+def test_interruption_ends_with_130(segment, monkeypatch):
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "set_image", interrupted)
+    code, _, _, errors = segment("--point=-18,0,0")
+    assert code == 130 and "interrupted" in errors
+
+
+def test_the_sample_scan():
+    pytest.importorskip("nilearn", reason="the sample scan comes with the extra 'demo'")
+    from famsam.sample_data import sample_volume
+
+    volume = sample_volume()
+    assert volume.grid.size_zyx == volume.voxels_zyx.shape and min(volume.voxels_zyx.shape) > 150
+    np.testing.assert_allclose(volume.spacing_xyz_mm, 1.0)
+    sides = volume.grid.zyx_from_ras_points([(28.0, -20.0, 28.0), (-28.0, -20.0, 28.0), (85.0, 85.0, 85.0)])
+    right, left, air = (volume.voxels_zyx[tuple(index)] for index in np.rint(sides).astype(int))
+    white = 0.7 * volume.value_range[1]
+    assert right > white and left > white and air < 0.1, "white matter on both sides, air in front"
+
+
+# --- help ---
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_that_parses(command, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([command, "--help"])
+    assert ended.value.code == 0
+    examples = [line for line in capsys.readouterr().out.splitlines() if line.startswith("example: famsam ")]
+    assert len(examples) == 1, "on a line of its own, to be copied"
+    words = shlex.split(examples[0].split("famsam ", 1)[1])
+    args = cli._parser().parse_args(words)
+    assert args.command == command
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in COMMANDS)
+
+
+def test_version_from_a_shell():
+    done = subprocess.run(
+        [sys.executable, "-m", "famsam.cli", "--version"],
+        cwd=Path(famsam.__file__).parent.parent, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == f"famsam {famsam.__version__}"
+
+
+# --- the other commands ---
+
+
+def test_evaluate(scan, weights, tmp_path, capsys):
+    report = tmp_path / "report"
+    arguments = ["evaluate", str(scan[1]), "-o", str(report), "--clicks", "2", "--quiet", "--device", "cpu"]
+    methods = ["--method", str(weights), "--method", "region-growing"]
+    assert cli.main([*arguments, *methods, "--pictures", str(tmp_path / "pictures"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["summary"]) == {"small", "region growing"}
+    assert {result["case"] for result in found["structures"]} == {"balls"}
+    assert {path.suffix for path in report.iterdir()} >= {".json", ".md", ".png"}
+    assert any(path.read_bytes().startswith(PNG) for path in (tmp_path / "pictures").rglob("*.png"))
+    assert cli.main([*arguments, "--method", str(weights), "--include", "ba*", "--max-structures", "1"]) == 0
+    assert "small" in capsys.readouterr().out
+    assert cli.main([*arguments, "--method", str(weights), "--exclude", "balls"]) == 1
+    assert "famsam evaluate: " in capsys.readouterr().err
+
+
+def test_train_resumes_and_leaves_weights_that_segment(segment, tmp_path, capsys):
+    config = tmp_path / "tiny.json"
+    model = {"stem_channels": [8, 8, 8, 8], "token_channels": 16, "depth": 1, "heads": 2}
+    model.update(decoder_channels=[8, 8, 16], decoder_depth=1)
+    train = {"sizes": [[1, 32, 1]], "targets": 1, "pool": 4, "warmup_steps": 1, "validation_batches": 1}
+    config.write_text(json.dumps({"train": {**train, "steps": 50, "precision": "fp32"}, "model": model}))
+    run = tmp_path / "run"
+    arguments = ["train", str(run), "--device", "cpu", "--quiet", "--json"]
+    assert cli.main([*arguments, "--config", str(config), "--steps", "3", "--seed", "4"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    assert (first["step"], first["steps"]) == (3, 3)
+    assert json.loads((run / "config.json").read_text())["train"]["seed"] == 4
+    assert Path(first["curve"]).read_bytes().startswith(PNG)
+    assert cli.main([*arguments, "--steps", "4"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 4
+    code, mask, _, _ = segment("--point=-18,0,0", "--model", first["weights"])
+    assert code == 0 and mask.any()
+    config.write_text('{"train": {"speed": 11}}')
+    assert cli.main([*arguments, "--config", str(config)]) == 1
+    assert "speed" in capsys.readouterr().err
+
+
+def test_train_on_labelled_scans(scan, tmp_path, capsys):
+    config = tmp_path / "tiny.json"
+    model = {"stem_channels": [8, 8, 8, 8], "token_channels": 16, "depth": 1, "heads": 2}
+    model.update(decoder_channels=[8, 8, 16], decoder_depth=1)
+    train = {"sizes": [[1, 32, 1]], "targets": 1, "pool": 4, "warmup_steps": 1, "validation_batches": 1, "steps": 1}
+    config.write_text(json.dumps({"train": {**train, "precision": "fp32"}, "model": model}))
+    arguments = ["train", str(tmp_path / "run"), "--config", str(config), "--device", "cpu", "--quiet"]
+    assert cli.main([*arguments, "--labelled", str(scan[1]), "--synthetic-weight", "0"]) == 0
+    assert "step 1 of 1" in capsys.readouterr().out
+    assert cli.main([*arguments, "--labelled", str(tmp_path / "empty")]) == 1
+    assert "famsam train: " in capsys.readouterr().err
+
+
+def test_gallery(tmp_path, capsys):
+    picture = tmp_path / "gallery.png"
+    assert cli.main(["gallery", str(picture), "--count", "2", "--size", "32", "--device", "cpu", "--json"]) == 0
+    assert picture.read_bytes().startswith(PNG) and json.loads(capsys.readouterr().out)["picture"] == str(picture)
+    assert cli.main(["gallery", str(picture), "--size", "33", "--device", "cpu"]) == 1
+    assert cli.main(["gallery", str(tmp_path / "no" / "g.png"), "--count", "1", "--size", "16"]) == 1
+    assert capsys.readouterr().err.count("famsam gallery: ") == 2
+
+
+def test_convert(tmp_path, capsys):
+    published = tmp_path / "published.pth"
+    model = tiny_model("fastsam3d")
+    torch.save({"model_state_dict": model.state_dict()}, published)
+    converted = tmp_path / "converted.safetensors"
+    assert cli.main(["convert", str(published), str(converted), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["source"] == "published.pth"
+    loaded = famsam.load_model(converted, "cpu")
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
+    assert cli.main(["convert", str(tmp_path / "absent.pth"), str(converted)]) == 1
+    assert "famsam convert: " in capsys.readouterr().err
+
+
+def test_bench(tmp_path, capsys):
+    arguments = ["bench", "--runs", "1", "--volume", "24", "28", "20", "--device", "cpu", "--quiet"]
+    assert cli.main([*arguments, "--config", "famsam", "--json", "--output", str(tmp_path / "bench.json")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((tmp_path / "bench.json").read_text())
+    assert found["clicks"]["volume_xyz"] == [24, 28, 20] and list(found["configs"]) == ["famsam"]
+    assert cli.main([*arguments, "--runs", "0"]) == 1
+    assert "at least 1 run" in capsys.readouterr().err
+
+
+def test_doctor(capsys):
+    assert cli.main(["doctor", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["famsam"]["version"] == famsam.__version__
+    assert found["device"] and found["precision"] and found["packages"]["torch"] == torch.__version__
+    assert found["devices"][0]["matmul_gflops"]["fp32"] > 0
+    assert "default_weights" in found
