@@ -181,7 +181,8 @@ def supervoxels(voxels_zyx: np.ndarray, grid: Grid) -> List[Anatomy]:
 
 
 def _images(directory: Union[str, Path]) -> List[Path]:
-    paths = sorted(p for p in Path(directory).iterdir() if p.name.endswith(IMAGE_SUFFIXES))
+    folder = Path(directory)
+    paths = sorted(p for p in folder.iterdir() if p.name.endswith(IMAGE_SUFFIXES)) if folder.is_dir() else []
     if not paths:
         raise DatasetError(f"Expected images ({', '.join(IMAGE_SUFFIXES)}) in {directory}, found none.")
     return paths
