@@ -51,6 +51,8 @@ def _with_properties(widget_class: Any) -> Any:
     meta = widget_class.staticMetaObject
     for index in range(meta.propertyOffset(), meta.propertyCount()):
         name = meta.property(index).name()
+        if name in ("sizeHint", "minimumSizeHint"):  # virtual methods: Qt itself would call the attribute
+            continue
         setattr(widget_class, name, _QtProperty(name, getattr(widget_class, name, None)))
     return widget_class
 
@@ -180,7 +182,7 @@ class ctkCollapsibleGroupBox(QtWidgets.QGroupBox):
     collapsed = QtCore.Property(bool, lambda s: getattr(s, "_collapsed", False), _set_collapsed)
 
 
-STAND_INS = {c.__name__: _with_properties(c) for c in (qMRMLWidget, ctkPathLineEdit, ctkCollapsibleGroupBox)}
+STAND_INS = {c.__name__: c for c in (qMRMLWidget, ctkPathLineEdit, ctkCollapsibleGroupBox)}
 
 
 class ScriptedEffect(host.Effect):
@@ -342,9 +344,6 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         effect = self._effects[name]
         effect.self().setMRMLDefaults()
         return effect
-
-
-_with_properties(qMRMLSegmentEditorWidget)
 
 
 class SliceView:
