@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import List
+from typing import ClassVar, List
 
 from setuptools import Command, setup
 from setuptools.command.build_py import build_py
@@ -34,7 +34,7 @@ class BuildPage(Command):
     """Install the page's npm packages in build/viewer, and bundle them with its sources into famsam/server/page."""
 
     description = "bundle the browser viewer's page"
-    user_options: List[str] = []
+    user_options: ClassVar[List[str]] = []
 
     def initialize_options(self) -> None:
         pass

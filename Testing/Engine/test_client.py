@@ -19,6 +19,7 @@ for package in ("fastapi", "uvicorn", "httpx"):
 sys.path.insert(0, str(Path(__file__).parent / "server"))
 
 from famsam.server.app import create_app  # noqa: E402
+from famsam.server.limits import Limits  # noqa: E402
 from famsam.server.security import Access  # noqa: E402
 from server_fixtures import CENTRE_RAS_MM, RAS_FROM_IJK, ball_zyx, live  # noqa: E402
 
@@ -132,6 +133,18 @@ def test_a_session_that_expired_is_opened_again(server: Any, remote: RemoteSessi
     after = remote.preview(CENTRE_RAS_MM)
     assert after.changed_box_zyx is None or after.mask_zyx.any()
     np.testing.assert_array_equal(remote.result.mask_zyx, before)
+
+
+def test_a_session_that_outgrew_its_history_goes_on(model: Any) -> None:
+    limits = Limits(history_bytes=1_500_000)  # of three steps
+    with live(create_app(model, limits=limits)) as server, closing(Connection(str(server.base_url))) as connection:
+        remote = RemoteSession(connection)
+        remote.set_image(Volume(ball_zyx(), RAS_FROM_IJK))
+        for _ in range(3):
+            remote.reset()
+        first = remote._session_id
+        remote.add_point(CENTRE_RAS_MM)
+        assert remote._session_id != first and len(remote.prompts) == 1
 
 
 def test_the_token(model: Any) -> None:

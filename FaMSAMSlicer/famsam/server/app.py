@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from pathlib import Path
 from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -25,12 +26,13 @@ from starlette.exceptions import HTTPException
 from .. import __version__
 from ..errors import FamsamError, PromptError, SessionError
 from ..geometry import Box, clip, union
+from ..sample_data import sample_volume
 from ..session import Result, Session
 from .export import MEDIA_TYPES, Segment, export
 from .hub import Hub, OpenScan, OpenSession, ServerError, hub_of
+from .intake import Intake
 from .limits import Limits
 from .packing import pack_bits, unpack_bits
-from .sample import open_sample
 from .security import Access, BodyTooLarge, Guard
 from .voxels import nifti_chunks
 from .wire import (
@@ -71,6 +73,7 @@ _PROBLEMS: Dict[Any, Dict[str, Any]] = {
         503: "too much is open; try later",
     }.items()
 }
+_STEP_BYTES = 600_000  # of a step in a session's history: mostly its low-resolution logits
 _BINARY: Dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
 router = APIRouter(prefix="/v1", responses=_PROBLEMS)
@@ -132,7 +135,8 @@ async def open_sample_volume(request: Request) -> VolumeInfo:
     """Open the sample scan."""
     hub = hub_of(request.app)
     async with hub.arrival() as folder:
-        return _volume_info(hub.add_scan(await hub.in_thread(open_sample), folder))
+        sample = await hub.in_thread(sample_volume)
+        return _volume_info(hub.add_scan(Intake(sample, "MR", None), folder))
 
 
 @router.get("/volumes/{volume_id}")
@@ -368,6 +372,8 @@ def _update(opened: OpenSession, result: Result, *, box: Optional[Box] = None, w
     """The answer to an interaction, with the mask in the box (by default, in what changed)."""
     sent, mask_box = box or result.changed_box_zyx, result.box_zyx
     session = opened.session
+    voxels_in_box = 0 if mask_box is None else math.prod(high - low for low, high in zip(*mask_box))
+    opened.history_bytes += voxels_in_box // 8 + _STEP_BYTES
     return Update(
         box_zyx=None if sent is None else [list(corner) for corner in sent],
         bits="" if sent is None else pack_bits(result.mask_in(sent)),

@@ -62,6 +62,7 @@ class OpenSession:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting: int = 0
     newest_request: int = 0
+    history_bytes: int = 0
 
 
 class Hub:
@@ -211,6 +212,11 @@ class Hub:
                 if supersedable and mine != opened.newest_request:
                     raise ServerError(409, "superseded", "a newer request of this session took this one's place")
                 self.session(session_id)  # it may have been closed meanwhile
+                if opened.history_bytes > self.limits.history_bytes:
+                    self.close_session(session_id)
+                    raise ServerError(
+                        404, "not_found", "the undo history became too large; go on from the prompts in a new session"
+                    )
                 return await self.in_thread(work, opened)
         finally:
             opened.waiting -= 1

@@ -249,7 +249,12 @@ export class Viewer {
     return this.nv.screenSlices.flatMap((slice, k): Tile[] => {
       if (slice.axCorSag > SLICE_TYPE.SAGITTAL) return [];
       const [left, top, width, height] = slice.leftTopWidthHeight;
-      const corner = (x: number, y: number) => [...this.nv.screenXY2TextureFrac(x, y, k, false)] as Vec3;
+      // Asked for well within the view: at its very edge NiiVue may take a position to be outside.
+      const at = (part: number) =>
+        this.nv.screenXY2TextureFrac(left + part * width, top + part * height, k, false) as unknown as Vec3;
+      const [quarter, centre] = [[...at(0.25)], [...at(0.5)]];
+      const along = (part: number) =>
+        quarter.map((from, axis) => from + ((part - 0.25) / 0.25) * (centre[axis] - from)) as Vec3;
       return [
         {
           axis: 2 - slice.axCorSag,
@@ -257,8 +262,8 @@ export class Viewer {
           top: top / ratio,
           width: width / ratio,
           height: height / ratio,
-          fracAtTopLeft: corner(left, top),
-          fracAtBottomRight: corner(left + width, top + height),
+          fracAtTopLeft: along(0),
+          fracAtBottomRight: along(1),
         },
       ];
     });
