@@ -273,6 +273,8 @@ def _optimisers(model: Famsam, config: TrainConfig) -> List[torch.optim.Optimize
     ]
     made: List[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))]
     if matrices:
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError(f'optimiser "muon" needs PyTorch 2.9 or newer, got {torch.__version__}; use "adamw".')
         made.append(torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
     for optimiser in made:
         for group in optimiser.param_groups:

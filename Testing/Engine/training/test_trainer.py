@@ -104,6 +104,12 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path, optimiser):
     torch.testing.assert_close(averaged(resumed), averaged(whole), rtol=0, atol=1e-7)
 
 
+def test_muon_with_a_pytorch_that_has_none_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ConfigError, match=r"PyTorch 2\.9"):
+        Trainer(tmp_path, ball_source, dataclasses.replace(SHORT, optimiser="muon"), TINY)
+
+
 def test_the_seed_decides_everything(tmp_path):
     two_steps = dataclasses.replace(SHORT, steps=2)
     ends = []
