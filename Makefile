@@ -9,7 +9,7 @@ SHARED_THREADS = OMP_NUM_THREADS=2
 
 demo: $(VENV)/.demo
 	mkdir -p out
-	$(VENV)/bin/famsam segment sample -o out/ventricle.nii.gz --point=10,-30,22 --picture out/ventricle.png
+	$(VENV)/bin/famsam segment sample -o out/ventricle.nii.gz --point=10,-15,24 --picture out/ventricle.png
 
 test: $(VENV)/.test lint engine-test
 

@@ -1,4 +1,4 @@
-"""The command line: ``famsam segment``, ``evaluate``, ``train``, ``gallery``, ``convert``, ``bench``, ``doctor``.
+"""The command line: ``famsam segment``, ``view``, ``serve``, ``evaluate``, ``train``, ``convert``, ``bench`` and more.
 
 Exit codes: 0 done, 1 an error that the engine explains, 2 wrong arguments, 130 interrupted.
 """
@@ -16,6 +16,7 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from . import __version__
 from .errors import FamsamError
+from .server.command import add_serve_arguments, add_view_arguments, serve, view
 
 Row = Dict[str, Any]
 
@@ -26,14 +27,13 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     args = parser.parse_args(_with_negative_numbers(sys.argv[1:] if arguments is None else arguments))
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        args.run(args)
+        return int(args.run(args) or 0)
     except (FamsamError, OSError) as error:
         print(f"famsam {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"famsam {args.command}: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 def _with_negative_numbers(arguments: Sequence[str]) -> List[str]:
@@ -352,6 +352,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--output", type=Path, help="write the JSON here as well")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     _model_options(p, with_model=False)
+
+    p = _command(commands, "view", view, "click in the browser", "famsam view scan.nii.gz")
+    add_view_arguments(p)
+    p = _command(commands, "serve", serve, "serve the browser page and the API to this machine or others", "famsam serve")
+    add_serve_arguments(p)
 
     _command(commands, "doctor", _doctor, "what is installed, which device and precision, how fast", "famsam doctor")
     return parser
