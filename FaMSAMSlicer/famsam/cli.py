@@ -355,7 +355,7 @@ def _parser() -> argparse.ArgumentParser:
 
     p = _command(commands, "view", view, "click in the browser", "famsam view scan.nii.gz")
     add_view_arguments(p)
-    p = _command(commands, "serve", serve, "serve the browser page and the API to this machine or others", "famsam serve")
+    p = _command(commands, "serve", serve, "serve the page and the API to this machine or others", "famsam serve")
     add_serve_arguments(p)
 
     _command(commands, "doctor", _doctor, "what is installed, which device and precision, how fast", "famsam doctor")
