@@ -366,5 +366,7 @@ def test_pictures_of_both_panels(app, tmp_path):
         widget.show()
         picture = widget.grab()
         assert picture.width() > 200 and picture.save(str(tmp_path / f"{name}.png"))
-        colors = {picture.toImage().pixel(x, y) for x in range(0, picture.width(), 5) for y in range(0, picture.height(), 5)}
+        colors = {
+            picture.toImage().pixel(x, y) for x in range(0, picture.width(), 5) for y in range(0, picture.height(), 5)
+        }
         assert len(colors) > 3, "something is drawn"
