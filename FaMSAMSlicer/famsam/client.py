@@ -15,7 +15,7 @@ import http.client
 import json
 import ssl
 import threading
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -28,6 +28,7 @@ from .server.packing import pack_bits, unpack_bits
 from .volume import Volume
 
 Point3 = Sequence[float]
+Request = Tuple[str, str, Any]  # method, path below the session's, body
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -202,7 +203,8 @@ class RemoteSession:
     """``famsam.Session`` on a server: the same verbs, the same errors.
 
     Besides ``PromptError`` and ``SessionError``, every verb may raise ``ConnectionLostError`` (try again later),
-    ``Superseded`` (previews and moves only) and ``ServerRefusal``. Undo reaches back to the last restart of the server.
+    ``Superseded`` (previews and moves only) and ``ServerRefusal``. Undo and redo reach across a restart of the server:
+    the prompts of every step are kept here.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -210,7 +212,9 @@ class RemoteSession:
         self._volume: Optional[Volume] = None
         self._volume_id: Optional[str] = None
         self._session_id: Optional[str] = None
-        self._state: Optional[Dict[str, Any]] = None
+        self._history: List[Optional[Dict[str, Any]]] = [None]  # the state after every step; None: before the first
+        self._at = 0
+        self._known = (0, 0)  # the steps that the server's own history holds, first and last
         self._mask_zyx: NDArray[np.bool_] = np.zeros((0, 0, 0), bool)
         self._quality = 0.0
         self._lock = threading.RLock()
@@ -223,7 +227,8 @@ class RemoteSession:
             raise SessionError(f"Expected a famsam.Volume (see famsam.read_volume), got {type(volume).__name__}.")
         with self._lock:
             self.close()
-            self._volume, self._state, self._quality = volume, None, 0.0
+            self._volume, self._quality = volume, 0.0
+            self._history, self._at, self._known = [None], 0, (0, 0)
             self._mask_zyx = np.zeros(volume.grid.size_zyx, bool)
             self._open()
 
@@ -257,8 +262,19 @@ class RemoteSession:
     @property
     def prompts(self) -> Tuple[RemotePrompt, ...]:
         """All prompts in force, in order."""
-        listed: List[Dict[str, Any]] = self._state["prompts"] if self._state else []
+        state = self._history[self._at]
+        listed: List[Dict[str, Any]] = state["prompts"] if state else []
         return tuple(RemotePrompt(entry) for entry in listed)
+
+    @property
+    def can_undo(self) -> bool:
+        """Whether there is a step to undo."""
+        return self._at > 0
+
+    @property
+    def can_redo(self) -> bool:
+        """Whether there is a step to redo."""
+        return self._at + 1 < len(self._history)
 
     @property
     def result(self) -> RemoteResult:
@@ -295,7 +311,7 @@ class RemoteSession:
     def preview(self, point_ras_mm: Point3, positive: bool = True) -> RemoteResult:
         """The result as if clicked; nothing is changed."""
         body = {"point_ras_mm": _numbers(point_ras_mm), "positive": bool(positive)}
-        return RemoteResult(self._mask_zyx, self._ask("POST", "/preview", body))
+        return RemoteResult(self._mask_zyx, self._ask(lambda: ("POST", "/preview", body)))
 
     def move_point(self, index: int, point_ras_mm: Point3) -> RemoteResult:
         """Move the point prompt ``prompts[index]``."""
@@ -309,11 +325,15 @@ class RemoteSession:
 
     def undo(self) -> RemoteResult:
         """Back to before the last verb that changed something."""
-        return self._verb("POST", "/undo")
+        if self._volume is not None and not self.can_undo:
+            raise SessionError("Nothing to undo.")
+        return self._walk(-1)
 
     def redo(self) -> RemoteResult:
         """Forward again after an undo."""
-        return self._verb("POST", "/redo")
+        if self._volume is not None and not self.can_redo:
+            raise SessionError("Nothing to redo.")
+        return self._walk(+1)
 
     def reset(self) -> RemoteResult:
         """No prompts, no mask; undo returns."""
@@ -323,9 +343,11 @@ class RemoteSession:
 
     def to_dict(self) -> Dict[str, Any]:
         """What ``famsam.Session.to_dict`` gives; a local session restores from it as well."""
-        if self._state is None:
-            self._state = self._ask("GET", "/state")["state"]
-        return self._state
+        state = self._history[self._at]
+        if state is None:
+            state = self._ask(lambda: ("GET", "/state", None))["state"]
+            self._history[self._at] = state
+        return dict(state)
 
     def restore(self, state: Dict[str, Any]) -> RemoteResult:
         """Prompts that ``to_dict`` wrote for this image."""
@@ -335,12 +357,38 @@ class RemoteSession:
 
     def _verb(self, method: str, path: str, body: Any = None) -> RemoteResult:
         with self._lock:
-            update = self._ask(method, path, body)
-            result = RemoteResult(self._mask_zyx, update)
-            self._mask_zyx, self._state, self._quality = result.mask_zyx, update["state"], result.quality
-            return result
+            update = self._ask(lambda: (method, path, body))
+            self._history[self._at + 1 :] = [update["state"]]
+            self._at += 1
+            self._known = (self._known[0], self._at)
+            return self._took(update)
 
-    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+    def _walk(self, step: int) -> RemoteResult:
+        """Along the server's history where it reaches, else by restoring the prompts of that step."""
+
+        def request() -> Request:
+            if self._known[0] <= target <= self._known[1]:
+                return "POST", "/undo" if step < 0 else "/redo", None
+            return "PUT", "/state", {"state": self._history[target] or self._empty_state()}
+
+        with self._lock:
+            target = self._at + step
+            update = self._ask(request)
+            if not self._known[0] <= target <= self._known[1]:
+                self._known = (target, target)
+            self._at = target
+            return self._took(update)
+
+    def _took(self, update: Dict[str, Any]) -> RemoteResult:
+        result = RemoteResult(self._mask_zyx, update)
+        self._mask_zyx, self._quality = result.mask_zyx, result.quality
+        return result
+
+    def _empty_state(self) -> Dict[str, Any]:
+        known = next(state for state in self._history if state is not None)
+        return {**known, "mask": None, "prompts": []}
+
+    def _ask(self, request: Callable[[], Request]) -> Any:
         """One request; a session that the server forgot is opened again first, from the scan and the prompts."""
         if self._volume is None:
             raise SessionError("Expected an image before prompts: call set_image(volume) first.")
@@ -348,13 +396,13 @@ class RemoteSession:
             with self._lock:
                 self._open()
         try:
-            return self._sent(method, path, body)
+            return self._sent(*request())
         except ServerRefusal as refusal:
             if refusal.code != "not_found":
                 raise
             with self._lock:
                 self._open()
-            return self._sent(method, path, body)
+            return self._sent(*request())
 
     def _sent(self, method: str, path: str, body: Any) -> Any:
         try:
@@ -382,8 +430,10 @@ class RemoteSession:
             self._volume_id = self.connection.request("POST", "/v1/volumes", chunks=chunks)["id"]
             opened = self.connection.request("POST", f"/v1/volumes/{self._volume_id}/sessions")
         self._session_id = opened["id"]
-        if self._state is not None:
-            update = self._sent("PUT", "/state", {"state": self._state})
+        self._known = (self._at, self._at)
+        state = self._history[self._at]
+        if state is not None:
+            update = self._sent("PUT", "/state", {"state": state})
             blank = np.zeros(volume.grid.size_zyx, bool)
             self._mask_zyx = RemoteResult(blank, update).mask_zyx
 

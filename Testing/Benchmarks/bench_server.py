@@ -52,13 +52,13 @@ def scan(seed: int, size: int = 160) -> Volume:
     return Volume(voxels.astype(np.int16), np.diag([1.5, 1.5, 1.5, 1.0]))
 
 
-def work(address: str, seed: int, end_s: float, latencies_ms: List[float], errors: List[str]) -> None:
-    """One client, until the time is over."""
+def work(address: str, seed: int, over: threading.Event, latencies_ms: List[float], errors: List[str]) -> None:
+    """One client, until it is over."""
     rng = np.random.default_rng(seed)
     session = RemoteSession(Connection(address))
     try:
         session.set_image(scan(seed))
-        while time.monotonic() < end_s:
+        while not over.is_set():
             for step in range(INTERACTIONS_A_SEGMENT):
                 point = rng.uniform(30, 210, 3)
                 began_s = time.monotonic()
@@ -69,7 +69,7 @@ def work(address: str, seed: int, end_s: float, latencies_ms: List[float], error
                 else:
                     session.add_point(point, positive=step % 3 != 2)
                 latencies_ms.append(1000 * (time.monotonic() - began_s))
-                if time.monotonic() >= end_s:
+                if over.is_set():
                     break
             following = session.another()
             session.connection.request("DELETE", f"/v1/sessions/{session._session_id}")
@@ -109,7 +109,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--warm-up", type=float, default=20.0, help="seconds before memory and latencies count")
+    parser.add_argument(
+        "--warm-up", type=int, default=20, help="interactions of every client before memory and latencies count"
+    )
     parser.add_argument("--model", default="default", help="weights file, 'default' or 'untrained'")
     parser.add_argument("-o", "--output", type=Path, help="write the result there as JSON")
     args = parser.parse_args()
@@ -146,19 +148,22 @@ def measure(address: str, server: Any, args: argparse.Namespace) -> Dict[str, An
             time.sleep(0.2)
     latencies_ms: List[List[float]] = [[] for _ in range(args.clients)]
     errors: List[str] = []
-    end_s = time.monotonic() + args.warm_up + args.seconds
+    over = threading.Event()
     threads = [
-        threading.Thread(target=work, args=(address, seed, end_s, latencies_ms[seed], errors))
+        threading.Thread(target=work, args=(address, seed, over, latencies_ms[seed], errors))
         for seed in range(args.clients)
     ]
     for thread in threads:
         thread.start()
-    time.sleep(args.warm_up)
+    while min(len(of_one) for of_one in latencies_ms) < args.warm_up and not errors:
+        time.sleep(0.1)
     warm_mib = resident_mib(server.pid)
     seen = [len(of_one) for of_one in latencies_ms]
+    time.sleep(args.seconds)
+    end_mib = resident_mib(server.pid)
+    over.set()
     for thread in threads:
         thread.join()
-    end_mib = resident_mib(server.pid)
     counted = [latency for of_one, first in zip(latencies_ms, seen) for latency in of_one[first:]]
     return {
         "clients": args.clients,

@@ -79,6 +79,7 @@ def test_verbs_agree_with_a_local_session(remote: RemoteSession, model: Any, mat
         assert seen.changed_box_zyx == expected.changed_box_zyx
         assert seen.box_zyx == expected.box_zyx
         assert seen.quality == pytest.approx(expected.quality)
+        assert (remote.can_undo, remote.can_redo) == (local.can_undo, local.can_redo)
         assert [p.to_dict() for p in remote.prompts] == [p.to_dict() for p in local.prompts]
     np.testing.assert_array_equal(remote.preview(other).mask_zyx, local.preview(other).mask_zyx)
     np.testing.assert_array_equal(remote.result.mask_zyx, local.result.mask_zyx)
@@ -123,6 +124,11 @@ def test_a_restarted_server_goes_on_from_the_prompts(model: Any) -> None:
         remote.connection = Connection(str(second.base_url))
         remote.add_point((RAS_FROM_IJK @ (4, 4, 4, 1))[:3], positive=False)
         assert len(remote.prompts) == 2
+        after = remote.result.mask_zyx
+        np.testing.assert_array_equal(remote.undo().mask_zyx, before)
+        assert not remote.undo().mask_zyx.any() and not remote.can_undo  # a step from before the restart
+        np.testing.assert_array_equal(remote.redo().mask_zyx, before)
+        np.testing.assert_array_equal(remote.redo().mask_zyx, after)
         np.testing.assert_array_equal(remote.undo().mask_zyx, before)
         remote.connection.close()
 
@@ -133,6 +139,16 @@ def test_a_session_that_expired_is_opened_again(server: Any, remote: RemoteSessi
     after = remote.preview(CENTRE_RAS_MM)
     assert after.changed_box_zyx is None or after.mask_zyx.any()
     np.testing.assert_array_equal(remote.result.mask_zyx, before)
+
+
+def test_undo_right_after_the_server_forgot(server: Any, remote: RemoteSession) -> None:
+    first = remote.add_point(CENTRE_RAS_MM).mask_zyx
+    second = remote.add_point((RAS_FROM_IJK @ (4, 4, 4, 1))[:3], positive=False).mask_zyx
+    server.delete(f"/v1/volumes/{remote._volume_id}")
+    undone = remote.undo()
+    np.testing.assert_array_equal(undone.mask_zyx, first)
+    server.delete(f"/v1/volumes/{remote._volume_id}")
+    np.testing.assert_array_equal(remote.redo().mask_zyx, second)
 
 
 def test_a_session_that_outgrew_its_history_goes_on(model: Any) -> None:

@@ -17,6 +17,7 @@ import anyio
 import anyio.to_thread
 
 from ..errors import FamsamError
+from ..segmenter import SegmenterOptions
 from ..session import Session
 from .fairness import FairTurns, SharedModel
 from .intake import Intake, take_in
@@ -166,7 +167,7 @@ class Hub:
         if len(self._sessions) >= self.limits.sessions:
             raise ServerError(503, "busy", f"{self.limits.sessions} sessions are open already; close one, or try later")
         shared: Any = SharedModel(self.model, self._turns)
-        session = Session(shared)
+        session = Session(shared, SegmenterOptions(cached_embeddings=self.limits.cached_embeddings))
         opened = OpenSession(secrets.token_urlsafe(18), scan, session)
         self._sessions[opened.id] = opened
         try:
