@@ -11,7 +11,7 @@ from ..errors import DatasetError
 from ..model.famsam import Famsam
 from .config import TrainConfig
 from .sample import Dice, Source
-from .targets import draw_targets, halve
+from .targets import draw_targets, halve, visibility
 
 MOST_DRAWS = 1000
 """So many crops in a row without a structure to click on mean that the source has none."""
@@ -66,14 +66,15 @@ class CropPool:
     def _drawn(self, dice: Dice) -> Tuple[Tensor, Tensor]:
         for _ in range(MOST_DRAWS):
             sample = self.source(self.size, dice)
-            targets = draw_targets(sample, self.config.targets, dice)
+            crop = self.model.normalise(sample.image_ZYX[None, None], sample.inside_ZYX[None, None])[0]
+            drawn = draw_targets(sample, self.config.targets, dice)
+            targets = [target for target in drawn if dice.chance(0.05 + visibility(crop[0], target))]
             if targets:
                 break
         else:
             raise DatasetError(f"Expected structures to click on, found none in {MOST_DRAWS} training crops.")
         while len(targets) < self.config.targets:
             targets.append(targets[dice.integer(0, len(targets) - 1)])
-        crop = self.model.normalise(sample.image_ZYX[None, None], sample.inside_ZYX[None, None])[0]
         return crop.to(torch.float16), halve(torch.stack(targets)).to(torch.float16)
 
 
