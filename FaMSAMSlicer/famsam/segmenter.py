@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .compact_mask import CompactMask
-from .geometry import Box, Grid
+from .geometry import Box, Grid, union
 from .model.base import Embedding, PromptableModel
 from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE
 from .resample import CropBox, extract_crop, mask_to_crop, paste_logits
@@ -117,7 +117,7 @@ class Segmenter:
             view = better
         fine = self._refined(view, logits, prompts)
         with _Clock(self._timings, "paste"):
-            fine = self._own_pieces(fine, view, prompts, base)
+            fine = self._own_pieces(fine, view, prompts, previous.mask, base)
             mask = self._pasted(previous.mask, view, fine)
             mask = self._obeying(mask, prompts)
         self._timings["total"] = 1000 * (time.perf_counter() - started)
@@ -245,14 +245,20 @@ class Segmenter:
             weight[where] += taper
         return total / weight
 
-    def _own_pieces(self, logits: Tensor, view: CropBox, prompts: Prompts, base: CompactMask) -> Tensor:
-        """Logits without the pieces that hold neither a positive prompt nor a part of the mask started from."""
+    def _own_pieces(
+        self, logits: Tensor, view: CropBox, prompts: Prompts, before: CompactMask, base: CompactMask
+    ) -> Tensor:
+        """Logits without the pieces that hold neither a positive prompt nor a part of the mask started from.
+
+        A piece that goes on behind a face of the view as part of the mask before is kept: its click may lie out there.
+        """
         foreground = (logits[0, 0] > 0).cpu().numpy()
         pieces, count = cc3d.connected_components(foreground, connectivity=26, return_N=True)
-        if count < 2:
+        if count == 0:
             return logits
         n = len(foreground)
         owned = set()
+        telling = POSITIVE in prompts.labels or base.box_zyx is not None
         for point, label in zip(prompts.points_zyx, prompts.labels):
             if label == NEGATIVE:
                 continue
@@ -261,12 +267,17 @@ class Segmenter:
                 return logits
             if (index >= 0).all() and (index < n).all():
                 owned.add(int(pieces[tuple(index)]))
-        prior = self._as_prior(base, view)
-        if prior is not None:
-            kept = F.interpolate(prior, size=(n, n, n), mode="nearest")[0, 0].cpu().numpy() > 0
-            owned |= set(np.unique(pieces[kept]).tolist())
+        telling = telling and owned != {0}  # a click that was not taken tells nothing
+        region = view.image_box(self.grid)
+        goes_on = union(before.box_zyx, region) != region
+        for mask, inner in [(base, slice(0, 0)), (before, slice(1, -1))][: 1 + goes_on]:
+            prior = self._as_prior(mask, view)
+            if prior is not None:
+                kept = F.interpolate(prior, size=(n, n, n), mode="nearest")[0, 0].cpu().numpy() > 0
+                kept[inner, inner, inner] = False
+                owned |= set(np.unique(pieces[kept]).tolist())
         owned -= {0}
-        if not owned:
+        if not owned and not telling:
             return logits
         others = foreground & ~np.isin(pieces, list(owned))
         return logits.masked_fill(torch.from_numpy(others).to(logits.device)[None, None], -PRIOR_LOGIT)

@@ -260,7 +260,6 @@ def test_clicks_outside_the_view_keep_their_effect():
     assert dice(back.mask.dense(), first | second) > 0.95
 
 
-@pytest.mark.xfail(strict=True, reason="pieces of the mask whose click lies outside the view are dropped")
 def test_a_closer_look_beside_a_large_structure_takes_no_bite_out_of_it():
     size, spacing = (120, 120, 120), (1.0, 1.0, 1.0)
     mm = mm_of(size, spacing)
@@ -272,7 +271,6 @@ def test_a_closer_look_beside_a_large_structure_takes_no_bite_out_of_it():
     assert worst_slice(two.mask.dense(), large | small) > 0.9
 
 
-@pytest.mark.xfail(strict=True, reason="pieces of the mask whose click lies outside the view are dropped")
 @pytest.mark.parametrize("model", [ThresholdModel(spacing_mm=1.5), published_style()], ids=["ours", "published"])
 def test_branches_that_meet_outside_the_view_stay(model):
     """A U of 250 mm through views of 192 mm: its bottom is clicked first, then the top of one leg."""
@@ -311,7 +309,6 @@ class EagerModel(ThresholdModel):
         return logits, quality
 
 
-@pytest.mark.xfail(strict=True, reason="where no positive click is in the view, every piece is taken")
 def test_a_negative_click_far_away_adds_nothing():
     first, _, volume = two_balls()
     one, two = run(Segmenter(EagerModel(), volume), [(20, 30, 30), (125, 30, 55)], [POSITIVE, NEGATIVE])
