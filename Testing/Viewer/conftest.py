@@ -178,7 +178,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
             executable_path=chromium,
             headless=True,
             args=FLAGS,
-            viewport={"width": 1200, "height": 720},
+            viewport={"width": 1100, "height": 680},
             accept_downloads=True,
         )
         yield context
