@@ -92,4 +92,5 @@ set(MODULE_PYTHON_RESOURCES
   Resources/UI/FaMSAMPanel.ui
   Resources/UI/FaMSAMSlicer.ui
   famsam/py.typed
+  famsam/weights/famsam-s.safetensors
   )
