@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from .compact_mask import CompactMask
 from .errors import FamsamError, PromptError, SessionError
 from .geometry import Box, bounding_box, box_slices
 from .server.nrrd import nrrd_chunks
@@ -83,6 +84,8 @@ class Connection:
         if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
             raise ConnectionLostError(f"expected a server's address such as http://127.0.0.1:8765, got {address!r}")
         self.address = f"{parts.scheme}://{parts.netloc}"
+        self.device = self.address
+        """Where the model runs, as a model's own attribute of that name tells it."""
         self.is_local = parts.hostname in _LOOPBACK
         self._scheme, self._host, self._port = parts.scheme, parts.hostname, port
         self._token, self._timeout_s, self._tls = token, timeout_s, tls
@@ -169,34 +172,35 @@ class RemoteResult:
         timings_ms: the server's.
     """
 
-    def __init__(self, before: NDArray[np.bool_], update: Dict[str, Any]) -> None:
-        box = update["box_zyx"]
-        self.changed_box_zyx: Optional[Box] = None if box is None else (tuple(box[0]), tuple(box[1]))
+    def __init__(self, mask: CompactMask, changed: Optional[Box], update: Dict[str, Any]) -> None:
+        self.mask = mask
+        self.changed_box_zyx = changed
         self.quality = float(update["quality"] or 0.0)
         self.timings_ms: Dict[str, float] = update["timings_ms"]
-        self._before, self._dense = before, None if self.changed_box_zyx else before
-        self._bits = update["bits"]
+
+    @classmethod
+    def after(cls, before: CompactMask, update: Dict[str, Any]) -> RemoteResult:
+        """The mask before, with the box of the server's answer put in place."""
+        if update["box_zyx"] is None:
+            return cls(before, None, update)
+        low, high = (tuple(int(n) for n in corner) for corner in update["box_zyx"])
+        changed: Any = (low, high)
+        size: Any = tuple(b - a for a, b in zip(low, high))
+        return cls(before.replaced(changed, unpack_bits(update["bits"], size), changed[0]), changed, update)
 
     @property
     def mask_zyx(self) -> NDArray[np.bool_]:
-        """bool (z, y, x), the whole image grid."""
-        if self._dense is None:
-            assert self.changed_box_zyx is not None
-            dense = self._before.copy()
-            where = box_slices(self.changed_box_zyx)
-            size: Any = dense[where].shape
-            dense[where] = unpack_bits(self._bits, size)
-            self._dense = dense
-        return self._dense
+        """bool (z, y, x), the whole image grid; the caller's own."""
+        return self.mask.dense()
 
     def mask_in(self, box_zyx: Box) -> NDArray[np.bool_]:
-        """The mask within a half-open box of the image grid, (z, y, x) bool."""
-        return self.mask_zyx[box_slices(box_zyx)].copy()
+        """The mask within a half-open box of the image grid, (z, y, x) bool; all that a redraw needs."""
+        return self.mask.within(box_zyx)
 
     @property
     def box_zyx(self) -> Optional[Box]:
         """The smallest half-open box of the image grid that holds the mask; None if it is empty."""
-        return bounding_box(self.mask_zyx)
+        return self.mask.box_zyx
 
 
 class RemoteSession:
@@ -215,7 +219,7 @@ class RemoteSession:
         self._history: List[Optional[Dict[str, Any]]] = [None]  # the state after every step; None: before the first
         self._at = 0
         self._known = (0, 0)  # the steps that the server's own history holds, first and last
-        self._mask_zyx: NDArray[np.bool_] = np.zeros((0, 0, 0), bool)
+        self._mask = CompactMask.empty((1, 1, 1))
         self._quality = 0.0
         self._lock = threading.RLock()
 
@@ -229,7 +233,7 @@ class RemoteSession:
             self.close()
             self._volume, self._quality = volume, 0.0
             self._history, self._at, self._known = [None], 0, (0, 0)
-            self._mask_zyx = np.zeros(volume.grid.size_zyx, bool)
+            self._mask = CompactMask.empty(volume.grid.size_zyx)
             self._open()
 
     @property
@@ -244,7 +248,7 @@ class RemoteSession:
         with self._lock:
             sibling = RemoteSession(self.connection)
             sibling._volume, sibling._volume_id = self.volume, self._volume_id
-            sibling._mask_zyx = np.zeros(self.volume.grid.size_zyx, bool)
+            sibling._mask = CompactMask.empty(self.volume.grid.size_zyx)
             return sibling
 
     def close(self) -> None:
@@ -279,7 +283,7 @@ class RemoteSession:
     @property
     def result(self) -> RemoteResult:
         """The result as it stands, without a changed box."""
-        return RemoteResult(self._mask_zyx, {"box_zyx": None, "bits": "", "quality": self._quality, "timings_ms": {}})
+        return RemoteResult(self._mask, None, {"quality": self._quality, "timings_ms": {}})
 
     # --- prompts ---
 
@@ -311,7 +315,7 @@ class RemoteSession:
     def preview(self, point_ras_mm: Point3, positive: bool = True) -> RemoteResult:
         """The result as if clicked; nothing is changed."""
         body = {"point_ras_mm": _numbers(point_ras_mm), "positive": bool(positive)}
-        return RemoteResult(self._mask_zyx, self._ask(lambda: ("POST", "/preview", body)))
+        return RemoteResult.after(self._mask, self._ask(lambda: ("POST", "/preview", body)))
 
     def move_point(self, index: int, point_ras_mm: Point3) -> RemoteResult:
         """Move the point prompt ``prompts[index]``."""
@@ -380,8 +384,8 @@ class RemoteSession:
             return self._took(update)
 
     def _took(self, update: Dict[str, Any]) -> RemoteResult:
-        result = RemoteResult(self._mask_zyx, update)
-        self._mask_zyx, self._quality = result.mask_zyx, result.quality
+        result = RemoteResult.after(self._mask, update)
+        self._mask, self._quality = result.mask, result.quality
         return result
 
     def _empty_state(self) -> Dict[str, Any]:
@@ -434,8 +438,16 @@ class RemoteSession:
         state = self._history[self._at]
         if state is not None:
             update = self._sent("PUT", "/state", {"state": state})
-            blank = np.zeros(volume.grid.size_zyx, bool)
-            self._mask_zyx = RemoteResult(blank, update).mask_zyx
+            self._mask = RemoteResult.after(CompactMask.empty(volume.grid.size_zyx), update).mask
+
+
+def session_on(model: Any) -> Any:
+    """A session wherever the model is: a ``RemoteSession`` for a ``Connection``, else a ``famsam.Session``."""
+    if isinstance(model, Connection):
+        return RemoteSession(model)
+    from .session import Session
+
+    return Session(model)
 
 
 def _numbers(point_ras_mm: Point3) -> List[float]:

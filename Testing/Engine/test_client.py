@@ -12,7 +12,7 @@ from typing import Any, Iterator
 import numpy as np
 import pytest
 from famsam import PromptError, Session, SessionError, Volume
-from famsam.client import Connection, ConnectionLostError, RemoteSession, ServerRefusal
+from famsam.client import Connection, ConnectionLostError, RemoteSession, ServerRefusal, session_on
 
 for package in ("fastapi", "uvicorn", "httpx"):
     pytest.importorskip(package, reason="the client's tests run a server: extras 'server' and 'test'")
@@ -86,6 +86,11 @@ def test_verbs_agree_with_a_local_session(remote: RemoteSession, model: Any, mat
     state = remote.to_dict()
     assert state["prompts"] == local.to_dict()["prompts"]
     np.testing.assert_array_equal(local.restore(state).mask_zyx, remote.restore(local.to_dict()).mask_zyx)
+
+
+def test_a_host_asks_for_a_session_without_knowing_where_the_model_is(remote: RemoteSession, model: Any) -> None:
+    assert isinstance(session_on(model), Session)
+    assert isinstance(session_on(remote.connection), RemoteSession)
 
 
 def test_errors_are_those_of_a_local_session(remote: RemoteSession) -> None:
