@@ -46,7 +46,8 @@ class RunningServer:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}/"
-        self._arguments = ["--port", str(self.port), "--model", weights]
+        # A precision of its own: "auto" measures at every start, and masks differ a little between the precisions.
+        self._arguments = ["--port", str(self.port), "--model", weights, "--precision", "fp32"]
         self._environment = {**os.environ, "PYTHONPATH": str(PACKAGE_ROOT)}
         if token is not None:
             self._environment["FAMSAM_TOKEN"] = token
