@@ -21,10 +21,11 @@ def mask_loss(logits_BMzyx: Tensor, target_B1zyx: Tensor) -> Tensor:
     dice = 1 - (2 * overlap + 1) / (probability.sum(axes) + target.sum(axes) + 1)
     foreground = target.sum(axes).clamp_min(1.0)
     background = (1 - target).sum(axes).clamp_min(1.0)
-    # -log p and -log (1 - p). Beside a small structure ten times its size of background weighs as much as all of it.
+    # -log p and -log (1 - p). A foreground voxel counts twice a background one: more would move the decision
+    # boundary outwards, less would let structures of a few voxels vanish at first.
     loss_foreground = (F.softplus(-logits) * target).sum(axes) / foreground
     loss_background = (F.softplus(logits) * (1 - target)).sum(axes)
-    near = torch.maximum(torch.minimum(background, 10 * foreground), 0.1 * background)
+    near = torch.maximum(torch.minimum(background, 2 * foreground), 0.01 * background)
     return dice + 0.5 * (loss_foreground + loss_background / near)
 
 
