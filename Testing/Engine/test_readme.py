@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-
 from famsam.cli import _parser
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-
 from famsam.errors import PromptError, SessionError
 from famsam.model.famsam import Famsam
 from famsam.session import Session
