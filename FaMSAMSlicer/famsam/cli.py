@@ -137,7 +137,7 @@ def _determinant(volume: Any) -> float:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from .evaluation.baselines import GrowCut, RegionGrowing
+    from .evaluation import BASELINES
     from .evaluation.dataset import DatasetOptions, read_exclude_file
     from .evaluation.harness import EvaluationOptions, evaluate
     from .evaluation.segmenters import ClickSegmenter, SessionSegmenter
@@ -146,10 +146,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     dataset = DatasetOptions(tuple(args.include), exclude, args.max_structures, args.min_voxels)
     methods: List[ClickSegmenter] = []
     for name in args.method or ["default"]:
-        if name == "growcut":
-            methods.append(GrowCut())
-        elif name == "region-growing":
-            methods.append(RegionGrowing())
+        if name in BASELINES:
+            methods.append(BASELINES[name]())
         else:
             from .checkpoints import load_model
 
