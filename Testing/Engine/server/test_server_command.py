@@ -1,0 +1,102 @@
+"""``famsam serve`` and ``famsam view``: what is refused before anything listens, and one life of a server's process."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, List
+from urllib.parse import parse_qs
+
+import httpx
+import pytest
+from famsam.checkpoints import save_model
+from famsam.errors import ConfigError
+from famsam.server.command import add_serve_arguments, add_view_arguments, serve, view
+from server_fixtures import ball_zyx, nifti_bytes
+
+ROOT = Path(__file__).resolve().parents[3]
+TOKEN = "correct-horse-battery"
+
+
+def serve_arguments(*given: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_serve_arguments(parser)
+    return parser.parse_args(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["--host", "0.0.0.0"], "needs a token"),
+        (["--allow-host", "scans.example.org"], "needs a token"),
+        (["--allow-paths"], "--allow-paths"),
+        (["--allow-paths", "--host", "0.0.0.0", "--token", TOKEN], "--allow-paths"),
+        (["--allow-paths", "--allow-host", "scans.example.org", "--token", TOKEN], "--allow-paths"),
+        (["--host", "0.0.0.0", "--token", "short"], "16"),
+        (["--tls-key", "key.pem"], "--tls-certificate"),
+        (["--max-volumes", "0"], "volumes"),
+    ],
+)
+def test_what_is_not_safe_is_refused(monkeypatch: pytest.MonkeyPatch, given: List[str], says: str) -> None:
+    monkeypatch.delenv("FAMSAM_TOKEN", raising=False)
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        serve(serve_arguments(*given))
+
+
+def test_a_taken_port_is_told() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(ConfigError, match="another --port"):
+            serve(serve_arguments("--port", str(other.getsockname()[1])))
+
+
+def test_a_missing_image_is_told() -> None:
+    parser = argparse.ArgumentParser()
+    add_view_arguments(parser)
+    with pytest.raises(ConfigError, match="no file"):
+        view(parser.parse_args(["nothing-of-this-name.nii"]))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="ends the server as Ctrl+C does, which POSIX can send to a child")
+def test_view_prints_an_address_that_opens_the_image(model: Any, tmp_path: Path) -> None:
+    weights, scan, scratch = tmp_path / "weights.safetensors", tmp_path / "scan.nii", tmp_path / "scratch"
+    save_model(model, weights)
+    scan.write_bytes(nifti_bytes(ball_zyx()))
+    scratch.mkdir()
+    code = (
+        "import argparse, sys; from famsam.server.command import add_view_arguments, view; "
+        "parser = argparse.ArgumentParser(); add_view_arguments(parser); sys.exit(view(parser.parse_args()))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(scan), "--no-browser", "--model", str(weights)],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "FaMSAMSlicer"), "TMPDIR": str(scratch)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        process.stdout.readline()
+        address, _, fragment = process.stdout.readline().strip().partition("#")
+        asked = parse_qs(fragment)
+        assert asked["path"] == [str(scan)]
+        transport = httpx.HTTPTransport(retries=20)
+        with httpx.Client(base_url=address, transport=transport, timeout=60) as client:
+            assert client.get("/").status_code == 200
+            assert client.post("/v1/volumes/path", json={"path": str(scan)}).status_code == 401
+            client.headers["authorization"] = f"Bearer {asked['token'][0]}"
+            opened = client.post("/v1/volumes/path", json={"path": str(scan)})
+            assert opened.status_code == 201, opened.text
+            assert any(scratch.iterdir())
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "Traceback" not in errors
+    assert not any(scratch.iterdir())
