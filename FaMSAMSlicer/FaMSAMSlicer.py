@@ -183,9 +183,7 @@ class FaMSAMSlicerLogic(ScriptedLoadableModuleLogic):
         """
         from FaMSAMSlicerLib.preparation import prepare
 
-        selection = slicer.app.applicationLogic().GetSelectionNode()
-        shown = slicer.mrmlScene.GetNodeByID(selection.GetActiveVolumeID() or "") if selection else None
-        prepare(self.editor_node(), shown)
+        prepare(self.editor_node())
 
 
 class FaMSAMSlicerTest(ScriptedLoadableModuleTest):
@@ -223,6 +221,7 @@ class FaMSAMSlicerTest(ScriptedLoadableModuleTest):
             deadline = time.time() + 120
             while controller.busy and time.time() < deadline:
                 slicer.app.processEvents()
+                time.sleep(0.01)
             self.assertFalse(controller.status.is_error, controller.status.message)
 
         def mask(node: Any, segment_id: str) -> Any:

@@ -178,26 +178,26 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
                 return False
             self._pressed_2d = True
             if self._tool == "box":
-                self._band = RubberBand(self.scriptedEffect.renderer(view), pixel)
+                self._band = RubberBand(_renderer(view), pixel)
             else:
-                controller.click(self._world(pixel, view), self._sign(interactor))
+                controller.click(_world(pixel, view), self._sign(interactor))
             return True
         if event == vtk.vtkCommand.LeftButtonReleaseEvent and self._pressed_2d:
             self._pressed_2d = False
             band, self._band = self._band, None
             if band is not None:
                 band.remove()
-                self.scriptedEffect.renderer(view).GetRenderWindow().Render()
+                _renderer(view).GetRenderWindow().Render()
                 if band.is_box:
-                    controller.box(*box_around([self._world(corner, view) for corner in band.corners]))
+                    controller.box(*box_around([_world(corner, view) for corner in band.corners]))
             return True
         if event == vtk.vtkCommand.MouseMoveEvent:
             if self._band is not None:
                 self._band.move(pixel)
-                self.scriptedEffect.renderer(view).GetRenderWindow().Render()
+                _renderer(view).GetRenderWindow().Render()
                 return True
             if self._previewing and not controller.points.hovered:
-                controller.preview(self._world(pixel, view), self._sign(interactor))
+                controller.preview(_world(pixel, view), self._sign(interactor))
         return False
 
     def _in_3d_view(self, interactor: Any, event: int, view: Any, pixel: Pixel) -> bool:
@@ -207,7 +207,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         elif event == vtk.vtkCommand.LeftButtonReleaseEvent and self._pressed_3d is not None:
             start, self._pressed_3d = self._pressed_3d, None
             if max(abs(a - b) for a, b in zip(start, pixel)) <= _CLICK_PIXELS and self._may_edit():
-                place = pick(self.scriptedEffect.renderer(view), *pixel)
+                place = pick(_renderer(view), *pixel)
                 if place is None:
                     self._show(Status(_("Nothing is there to click on. Click on a surface or the volume rendering.")))
                 else:
@@ -253,10 +253,6 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
 
     def _may_edit(self) -> bool:
         return bool(self.scriptedEffect.confirmCurrentSegmentVisible())
-
-    def _world(self, pixel: Pixel, view: Any) -> Point3:
-        ras = self.scriptedEffect.xyToRas(qt.QPoint(*pixel), view)
-        return (ras.x(), ras.y(), ras.z()) if hasattr(ras, "x") else (ras[0], ras[1], ras[2])
 
     def _preview_toggled(self) -> None:
         self.set_previewing(self.panel.ui.previewButton.checked)
@@ -322,3 +318,14 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         if self._band is not None:
             self._band.remove()
             self._band = None
+
+
+def _world(pixel: Pixel, slice_widget: Any) -> Point3:
+    r, a, s, _w = slice_widget.mrmlSliceNode().GetXYToRAS().MultiplyPoint((*pixel, 0.0, 1.0))
+    return r, a, s
+
+
+def _renderer(view_widget: Any) -> Any:
+    is_slice = view_widget.className() == "qMRMLSliceWidget"
+    view = view_widget.sliceView() if is_slice else view_widget.threeDView()
+    return view.renderWindow().GetRenderers().GetFirstRenderer()

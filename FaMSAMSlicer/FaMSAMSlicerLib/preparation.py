@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, List
 
 import slicer
 from famsam.errors import VolumeError
@@ -10,19 +10,20 @@ from famsam.errors import VolumeError
 from .scans import scan_of
 
 
-def prepare(editor_node: Any, shown_volume: Any = None) -> None:
+def prepare(editor_node: Any) -> None:
     """Give a Segment Editor a volume, a segmentation and a segment, as far as it has none.
 
     Args:
         editor_node: the ``vtkMRMLSegmentEditorNode``.
-        shown_volume: the volume in the slice views, taken if none is chosen.
 
     Raises:
         VolumeError: there is no usable volume.
     """
-    volume = editor_node.GetSourceVolumeNode() or shown_volume or _only_volume()
+    volume = editor_node.GetSourceVolumeNode() or shown_volume()
     if volume is None:
-        raise VolumeError("Load a scan first (drag it into this window, or use the sample data), then start.")
+        raise VolumeError(
+            "Load a scan first (drag it into this window, or use the sample data) and show it, then start."
+        )
     scan_of(volume)
     segmentation = editor_node.GetSegmentationNode()
     if segmentation is None:
@@ -39,7 +40,18 @@ def prepare(editor_node: Any, shown_volume: Any = None) -> None:
         editor_node.SetSelectedSegmentID(segments.GetNthSegmentID(0))
 
 
-def _only_volume() -> Any:
-    volumes = slicer.mrmlScene.GetNodesByClass("vtkMRMLScalarVolumeNode")
-    volumes.UnRegister(None)
-    return volumes.GetItemAsObject(0) if volumes.GetNumberOfItems() == 1 else None
+def shown_volume() -> Any:
+    """The volume in the background of a slice view; else the only one there is, if there is one."""
+    for view in _nodes("vtkMRMLSliceCompositeNode"):
+        node = slicer.mrmlScene.GetNodeByID(view.GetBackgroundVolumeID() or "")
+        if node is not None:
+            return node
+    volumes = _nodes("vtkMRMLVolumeNode")
+    return volumes[0] if len(volumes) == 1 else None
+
+
+def _nodes(class_name: str) -> List[Any]:
+    return [
+        slicer.mrmlScene.GetNthNodeByClass(i, class_name)
+        for i in range(slicer.mrmlScene.GetNumberOfNodesByClass(class_name))
+    ]

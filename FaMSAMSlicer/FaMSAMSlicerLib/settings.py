@@ -1,6 +1,7 @@
-"""What the user has chosen, in the module's typed parameter node: saved with the scene, one for module and effect."""
+"""What the user has chosen, in the module's typed parameter node: saved with the scene, one for module and effect.
 
-from __future__ import annotations
+The annotations are evaluated: Slicer reads the parameters' types from them.
+"""
 
 from typing import Any
 

@@ -8,6 +8,7 @@ Python, not Slicer's widgets.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import inspect
 import json
@@ -232,14 +233,6 @@ class ScriptedEffect(host.Effect):
     def optionsFrame(self) -> Any:
         return self._frame
 
-    def renderer(self, view: Any) -> Any:
-        return view._renderer
-
-    def xyToRas(self, point: Any, view: Any) -> Any:
-        out = [0.0] * 3
-        slicer.vtkSlicerSegmentEditorLogic.XyToRas([point.x(), point.y()], out, view.mrmlSliceNode())
-        return QtGui.QVector3D(*out)
-
 
 class qMRMLSegmentEditorWidget(qMRMLWidget):
     """The Segment Editor's widget: selectors, undo, one active effect; all of it over the real editor logic."""
@@ -367,6 +360,9 @@ class SliceView:
     def className(self) -> str:
         return "qMRMLSliceWidget"
 
+    def sliceView(self) -> Any:
+        return types.SimpleNamespace(renderWindow=lambda: self._window)
+
     def mrmlSliceNode(self) -> Any:
         return self._node
 
@@ -390,6 +386,9 @@ class ThreeDView:
 
     def className(self) -> str:
         return "qMRMLThreeDWidget"
+
+    def threeDView(self) -> Any:
+        return types.SimpleNamespace(renderWindow=lambda: self._window)
 
 
 # --- modules that Slicer has ---
@@ -457,6 +456,9 @@ def install() -> None:
     """Put the modules where the extension imports them from, and the widgets where it finds them."""
     if "qt" in sys.modules:
         return
+    if sys.version_info < (3, 12):
+        # PySide6 6.12 gives away a reference to None with every call; before None was immortal, that ends the process.
+        ctypes.c_ssize_t.from_address(id(None)).value += 1 << 40
 
     def module(name: str, **members: Any) -> None:
         sys.modules[name] = types.ModuleType(name)

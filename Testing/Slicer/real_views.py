@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +30,17 @@ class ViewWidget:
 
     def __init__(self, view, class_name):
         self.view, self._class_name = view, class_name
-        self._renderer = view.first_renderer()
 
     def className(self):
         return self._class_name
 
     def mrmlSliceNode(self):
         return self.view.get_view_node()
+
+    def sliceView(self):
+        return types.SimpleNamespace(renderWindow=self.view.render_window)
+
+    threeDView = sliceView
 
     def observe(self, effect):
         interactor = self.view.interactor()

@@ -9,7 +9,6 @@ import host
 import numpy as np
 import pytest
 import slicer
-import vtk
 from conftest import World, dice
 from FaMSAMSlicerLib.controller import Controller
 from FaMSAMSlicerLib.engine import Engine, ModelChoice, Step
@@ -74,15 +73,12 @@ def test_a_drag_is_one_step_for_undo(world):
     world.click(world.centre(0))
     before = world.mask()
     node = world.controller.points.node
-    index = vtk.reference(0)
     node.InvokeEvent(node.PointStartInteractionEvent)
-    world.controller.points.dragging = True
     for x in range(4):
         node.SetNthControlPointPosition(0, *world.centre(0, (0, x, 0)))
         world.settle()
     node.InvokeEvent(node.PointEndInteractionEvent)
     world.settle()
-    del index
     assert world.controller.state.prompts[0]["ras_mm"] == pytest.approx(world.centre(0, (0, 3, 0)))
     world.effect.undo()
     world.controller.sync()
