@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 import slicer
+import vtk
 from slicer.i18n import tr as _
 from slicer.i18n import translate
 from slicer.ScriptedLoadableModule import (
@@ -48,7 +49,7 @@ def register() -> None:
 
     # Slicer looks the class up by the file's name in the package named as its folder; the submodule of that name,
     # which is there by now, would be in the way.
-    FaMSAMSlicerLib.SegmentEditorFaMSAMEffect = SegmentEditorFaMSAMEffect
+    FaMSAMSlicerLib.SegmentEditorFaMSAMEffect = SegmentEditorFaMSAMEffect  # type: ignore[assignment]
     effect = slicer.qSlicerSegmentEditorScriptedEffect(None)
     path = os.path.join(os.path.dirname(__file__), "FaMSAMSlicerLib", "SegmentEditorFaMSAMEffect.py")
     effect.setPythonSource(path.replace("\\", "/"))
@@ -75,6 +76,7 @@ class FaMSAMSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         VTKObservationMixin.__init__(self)
         self.logic: Any = None
         self.editor: Any = None
+        self.was_active = False
 
     def setup(self) -> None:
         ScriptedLoadableModuleWidget.setup(self)
@@ -97,7 +99,10 @@ class FaMSAMSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
     def enter(self) -> None:
         """The module is shown."""
-        self.editor.setMRMLSegmentEditorNode(self.logic.editor_node())
+        node = self.logic.editor_node()
+        if not self.hasObserver(node, vtk.vtkCommand.ModifiedEvent, self.on_editor_modified):
+            self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self.on_editor_modified)
+        self.editor.setMRMLSegmentEditorNode(node)
         self.editor.updateWidgetFromMRML()
         self.editor.setupViewObservations()
         self.editor.installKeyboardShortcuts()
@@ -134,6 +139,13 @@ class FaMSAMSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.enter()
         self.editor.setActiveEffectByName(EFFECT)
         self.ui.startButton.text = _("Stop clicking")
+
+    def on_editor_modified(self, caller: Any, event: Any) -> None:
+        """The button goes up when the effect is left in another way (by Esc, or by removing the segmentation)."""
+        left = self.was_active and caller.GetActiveEffectName() != EFFECT
+        self.was_active = caller.GetActiveEffectName() == EFFECT
+        if left:
+            self.ui.startButton.checked = False
 
     def on_sample_data(self) -> None:
         """Show the Sample Data module."""

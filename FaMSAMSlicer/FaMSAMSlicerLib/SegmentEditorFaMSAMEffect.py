@@ -40,8 +40,8 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         scriptedEffect.perSegment = True
         scriptedEffect.requireSegments = True
         AbstractScriptedSegmentEditorEffect.__init__(self, scriptedEffect)
-        self.controller: Optional[Controller] = None
-        self.panel: Optional[Panel] = None
+        self.controller: Any = None  # a Controller while the effect is active
+        self.panel: Any = None  # a Panel from setupOptionsFrame on
         self._timer: Any = None
         self._warming: Any = None
         self._observations: List[Tuple[Any, int]] = []

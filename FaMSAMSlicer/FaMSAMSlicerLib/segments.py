@@ -139,7 +139,7 @@ def resampled(
     if mask_zyx.size == 0:
         return mask_zyx, np.zeros(3, dtype=int)
     at_corner = to_from @ _translation(low_xyz)
-    shift = integer_shift(at_corner, size_xyz)
+    shift = integer_shift(at_corner, size_xyz.tolist())
     if shift is not None:
         return mask_zyx, shift
     corners = np.array(list(np.ndindex(2, 2, 2))) * size_xyz - 0.5

@@ -43,7 +43,7 @@ def parameter_node() -> Any:
 
 def settings() -> Settings:
     """The settings of the scene."""
-    return Settings(parameter_node())
+    return Settings(parameter_node())  # type: ignore[call-arg]  # Slicer's decorator makes that constructor
 
 
 def model_choice(chosen: Settings) -> ModelChoice:

@@ -288,6 +288,8 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
             self._active.self().deactivate()
             self._active.optionsFrame().hide()
         self._active = effect
+        if self.node is not None:
+            self.node.SetActiveEffectName("" if effect is None else effect.name)
         if effect is not None:
             self.layout().addWidget(effect.optionsFrame())
             effect.optionsFrame().show()

@@ -115,6 +115,14 @@ def test_start_without_a_scan_says_so(app):
     assert not app.widget.ui.startButton.checked and app.widget.editor.activeEffect() is None
 
 
+def test_the_button_goes_up_when_the_effect_is_left_otherwise(app):
+    app.start()
+    app.widget.editor.setActiveEffect(None)  # as the Esc key does
+    assert not app.widget.ui.startButton.checked and app.widget.ui.startButton.text == "Start clicking"
+    app.start()
+    assert app.effect.controller is not None
+
+
 def test_start_takes_the_volume_that_is_shown(app):
     other = host.volume(two_balls()[0], np.eye(4), "other")
     app.widget.ui.startButton.checked = True
