@@ -37,7 +37,11 @@ class Status:
     is_error: bool = False
     busy: bool = False
     latency_ms: float = 0.0
+    """From the interaction to the segment written."""
     quality: float = 0.0
+    """Predicted IoU, 0..1."""
+    engine_ms: float = 0.0
+    """What of the latency the engine itself took."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,7 +338,8 @@ class Controller:
         write_state(segment, SegmentState(prompts, base, outcome.token, mask_print(segment), outcome.quality))
         self.sync()
         message, is_error = (" ".join(outcome.errors), True) if outcome.errors else ("Ready", False)
-        self._tell(Status(message, is_error, bool(self._waiting), _ms_since(running.since), outcome.quality))
+        latency_ms, engine_ms = _ms_since(running.since), outcome.timings_ms.get("total", 0.0)
+        self._tell(Status(message, is_error, bool(self._waiting), latency_ms, outcome.quality, engine_ms))
 
     def _write(self, node: Any, segment_id: str, labelmap: Any) -> None:
         if segment_id == self.segment_id:

@@ -61,6 +61,6 @@ def scan_of(volume_node: Any) -> Scan:
     volume_node.GetIJKToRASMatrix(matrix)
     ras_from_ijk = matrix_from_vtk(matrix)
     scalars = image.GetPointData().GetScalars()
-    key = (volume_node.GetID(), id(image), image.GetMTime(), scalars.GetMTime(), ras_from_ijk.tobytes())
+    key = (volume_node.GetID(), image.GetMTime(), scalars.GetMTime(), ras_from_ijk.tobytes())
     voxels_zyx = vtk_to_numpy(scalars).reshape(image.GetDimensions()[::-1])
     return Scan(key, name, voxels_zyx, ras_from_ijk)

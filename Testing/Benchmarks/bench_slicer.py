@@ -57,7 +57,7 @@ def run(repeats: int) -> dict:
     started = time.perf_counter()
     device = engine.warm_up(ModelChoice()).result()
     load_ms = (time.perf_counter() - started) * 1e3
-    first, later, dices, inside = [], [], [], []
+    first, later, dices, beside = [], [], [], []
     for seed in range(repeats):
         host.scene()
         voxels, center, organ = phantom(seed)
@@ -77,13 +77,14 @@ def run(repeats: int) -> dict:
                 time.sleep(POLL_S)
             assert not controller.status.is_error, controller.status.message
             (later if number else first).append((events[-1] - begun) * 1e3)
-            inside.append(controller.status.latency_ms)
+            beside.append((events[-1] - begun) * 1e3 - controller.status.engine_ms)
         mask = host.segment_mask(node, "organ", SIZE_ZYX)
         dices.append(float(2 * (mask & organ).sum() / (mask.sum() + organ.sum())))
         controller.close()
     return {
         "first_click_ms": _summary(first),
         "next_click_ms": _summary(later),
+        "beside_the_engine_ms": _summary(beside),
         "load_model_ms": round(load_ms),
         "device": device,
         "dice_after_4_clicks": round(statistics.mean(dices), 3),

@@ -202,6 +202,14 @@ def test_a_volume_that_changes_is_taken_anew(world):
     assert dice(world.mask(), np.roll(world.balls[0], 6, axis=1)) > 0.7
 
 
+def test_the_next_click_goes_on_in_the_same_session(world):
+    world.click(world.centre(0))
+    session, history = world.engine._place._session, len(world.engine._place._session._history)
+    world.click(world.centre(1))
+    assert world.engine._place._session is session
+    assert len(session._history) == history + 1, "nothing was replayed"
+
+
 def test_cancel_drops_what_is_under_way(held):
     held.model.gate.clear()
     held.controller.click(held.centre(0))
