@@ -121,18 +121,16 @@ class Connection:
 
     def close(self) -> None:
         """Close this thread's connection."""
-        kept = getattr(self._of_thread, "connection", None)
-        if kept is not None:
-            kept.close()
-            self._of_thread.connection = None
+        self._of_thread.kept = None
 
     def _exchange(
         self, method: str, path: str, content: Any, headers: Dict[str, str], may_repeat: bool
     ) -> Tuple[int, str, bytes]:
-        kept: Optional[http.client.HTTPConnection] = getattr(self._of_thread, "connection", None)
-        fresh = kept is None
-        if kept is None:
-            kept = self._of_thread.connection = self._connect()
+        owned: Optional[_Kept] = getattr(self._of_thread, "kept", None)
+        fresh = owned is None
+        if owned is None:
+            owned = self._of_thread.kept = _Kept(self._connect())
+        kept = owned.connection
         try:
             kept.request(method, path, body=content, headers=headers, encode_chunked="Transfer-Encoding" in headers)
             answer = kept.getresponse()
@@ -151,6 +149,16 @@ class Connection:
         if self._scheme == "https":
             return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=self._tls)
         return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+
+
+class _Kept:
+    """A connection that is closed when its thread, or whoever used it, is gone."""
+
+    def __init__(self, connection: http.client.HTTPConnection) -> None:
+        self.connection = connection
+
+    def __del__(self) -> None:
+        self.connection.close()
 
 
 class RemotePrompt(NamedTuple):
