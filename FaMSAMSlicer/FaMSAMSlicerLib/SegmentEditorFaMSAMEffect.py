@@ -267,7 +267,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
             self._warm_up()
 
     def _warm_up(self) -> None:
-        self._warming = self.controller.engine.warm_up(self.controller.choice)
+        self._warming = self.controller.warm_up()
         self._show(Status(_("Loading the model…"), busy=True))
 
     def _show(self, status: Status) -> None:

@@ -7,6 +7,7 @@ timer) takes what is ready and writes it: undo state, mask, points, in that orde
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from concurrent.futures import Future, wait
@@ -173,6 +174,13 @@ class Controller:
         write_state(self.segment, SegmentState())
         self.sync()
         self._say("Segment emptied.")
+
+    def warm_up(self) -> Future[str]:
+        """Have the model loaded and the volume taken in before the first click; the future says what runs where."""
+        scan = None
+        with contextlib.suppress(FamsamError):  # the click will say so
+            scan = scan_of(self.volume_node)
+        return self.engine.warm_up(self.choice, scan)
 
     def cancel(self) -> None:
         """Drop what is being computed and what waits."""

@@ -26,12 +26,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """What ``famsam.load_model`` is asked for."""
+    """What ``famsam.load_model`` is asked for, or the server that has a model."""
 
     source: str = "default"
     """ "default" for the bundled weights, else a weights file."""
     device: str = "auto"
     precision: str = "auto"
+    server: str = ""
+    """Address of a famsam server that computes instead of this machine, such as http://127.0.0.1:8765; else empty."""
+    token: str = ""
+    """What that server asks for."""
 
 
 @dataclass(frozen=True)
@@ -126,16 +130,21 @@ class Engine:
         """Queue a request; its future holds the outcome or the error."""
         return self._thread.submit(self._run, request)
 
-    def warm_up(self, choice: ModelChoice) -> Future[str]:
-        """Load the model now, so that the first click need not wait for it; the future says what runs where."""
-        return self._thread.submit(self._warm_up, choice)
+    def warm_up(self, choice: ModelChoice, scan: Optional[Scan] = None) -> Future[str]:
+        """Load the model and take the scan in now, so that the first click need not wait for it.
+
+        The future says what runs where.
+        """
+        return self._thread.submit(self._warm_up, choice, scan)
 
     def close(self) -> None:
         """Let the thread end once it has done what it is doing."""
         self._thread.shutdown(wait=False)
 
-    def _warm_up(self, choice: ModelChoice) -> str:
+    def _warm_up(self, choice: ModelChoice, scan: Optional[Scan]) -> str:
         model = self._place.model_for(choice, self._load)
+        if scan is not None:
+            self._place.session_for(scan, model)
         device, precision = getattr(model, "device", None), getattr(model, "precision", None)
         return " ".join(str(part) for part in (device, precision) if part is not None)
 
@@ -181,10 +190,11 @@ class _Place:
 
     def session_for(self, scan: Scan, model: Any) -> Any:
         if self._session is None or self._scan_key != scan.key:
-            from famsam import Session, Volume
+            from famsam import Volume
+            from famsam.client import session_on
 
             self._session = None
-            session = Session(model)
+            session = session_on(model)
             session.set_image(Volume(scan.voxels_zyx, scan.ras_from_ijk, name=scan.name))
             self._session, self._scan_key = session, scan.key
             self._tokens, self._at = [""], 0
@@ -231,6 +241,12 @@ def _outcome(session: Any, result: Any, token: str, errors: Tuple[str, ...]) -> 
 def _load_model(choice: ModelChoice) -> Any:
     import famsam
 
+    if choice.server:
+        from famsam.client import Connection
+
+        connection = Connection(choice.server, choice.token or None)
+        connection.get("/v1/server")  # tells at once if it is not there, or asks for another token
+        return connection
     logger.info("famsam %s from %s", famsam.__version__, famsam.__file__)
     return famsam.load_model(choice.source, device=choice.device, precision=choice.precision)
 

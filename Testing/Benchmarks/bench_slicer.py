@@ -4,7 +4,7 @@
 
 The time of a click is taken from the call that the effect makes for it to the event on which Slicer's views redraw,
 with the application's poll of 15 ms in between; drawing is not in it. Each "first" is on a new image with the model
-loaded (as the effect does when it is activated).
+loaded and the image taken in, as the effect has it done when it is activated.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ def run(repeats: int) -> dict:
         volume = host.volume(voxels, np.diag([*SPACING_XYZ_MM, 1.0]))
         node = host.segmentation(volume, "organ")
         controller = Controller(host.Effect(node, volume, "organ"), engine, lambda status: None)
+        controller.warm_up().result()
         events = []
         node.AddObserver(
             slicer.vtkSegmentation.SourceRepresentationModified,

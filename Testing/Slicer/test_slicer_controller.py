@@ -9,10 +9,10 @@ import host
 import numpy as np
 import pytest
 import slicer
-from conftest import World, dice
 from FaMSAMSlicerLib.controller import Controller
 from FaMSAMSlicerLib.engine import Engine, ModelChoice, Step
 from region_model import RegionModel
+from worlds import World, dice
 
 
 class HeldModel(RegionModel):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import slicer
 import vtk
-from conftest import dice
 from FaMSAMSlicerLib.segments import resampled
+from worlds import dice
 
 
 def rotation(degrees_z: float, degrees_x: float) -> np.ndarray:

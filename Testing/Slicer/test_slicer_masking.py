@@ -6,7 +6,7 @@ import host
 import numpy as np
 import pytest
 import slicer
-from conftest import dice
+from worlds import dice
 
 EDIT_EVERYWHERE = slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
 EDIT_OUTSIDE_ALL = slicer.vtkMRMLSegmentationNode.EditAllowedOutsideAllSegments

@@ -16,10 +16,10 @@ import vtk
 pytest.importorskip("PySide6", reason="the panels run on PySide6 (pip install PySide6-Essentials)")
 
 import qt_host
-from conftest import dice, two_balls
 from FaMSAMSlicerLib import engine as engine_module
 from FaMSAMSlicerLib.engine import Engine
 from region_model import RegionModel
+from worlds import dice, two_balls
 
 
 class Application:
