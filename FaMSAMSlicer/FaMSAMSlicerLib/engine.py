@@ -247,12 +247,6 @@ def _load_model(choice: ModelChoice) -> Any:
         connection = Connection(choice.server, choice.token or None)
         connection.get("/v1/server")  # tells at once if it is not there, or asks for another token
         return connection
-    if choice.server:
-        from famsam.client import Connection
-
-        connection = Connection(choice.server, choice.token or None)
-        connection.get("/v1/server")  # tells at once if it is not there, or asks for another token
-        return connection
     logger.info("famsam %s from %s", famsam.__version__, famsam.__file__)
     return famsam.load_model(choice.source, device=choice.device, precision=choice.precision)
 
