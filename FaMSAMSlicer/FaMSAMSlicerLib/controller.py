@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import numpy as np
+import slicer
 from famsam.errors import FamsamError, PromptError
 
 from .engine import Engine, ModelChoice, Outcome, Request, Start, Step
@@ -26,8 +27,6 @@ from .segments import mask_print, modifier_labelmap, segment_on_grid
 from .spaces import Point3, scan_from_seg, seg_from_world, transformed
 
 logger = logging.getLogger(__name__)
-
-_SET = 0  # qSlicerSegmentEditorAbstractEffect.ModificationModeSet
 
 
 @dataclass(frozen=True)
@@ -284,6 +283,7 @@ class Controller:
     def _dispatch(self, node: Any, segment_id: str, steps: Tuple[Step, ...], since: float) -> None:
         segment = _segment(node, segment_id)
         if segment is None:
+            self._say("")
             return
         volume = self.volume_node
         scan = scan_of(volume)
@@ -350,10 +350,11 @@ class Controller:
         self._tell(Status(message, is_error, bool(self._waiting), latency_ms, outcome.quality, engine_ms))
 
     def _write(self, node: Any, segment_id: str, labelmap: Any) -> None:
+        mode = slicer.qSlicerSegmentEditorAbstractEffect.ModificationModeSet
         if segment_id == self.segment_id:
-            self.effect.modifySelectedSegmentByLabelmap(labelmap, _SET)
+            self.effect.modifySelectedSegmentByLabelmap(labelmap, mode)
         else:  # another one was selected while this was computed
-            self.effect.modifySegmentByLabelmap(node, segment_id, labelmap, _SET)
+            self.effect.modifySegmentByLabelmap(node, segment_id, labelmap, mode)
 
     def _guarded(self, action: Callable[[], None]) -> None:
         """Whatever goes wrong becomes one message; the next interaction begins anew."""

@@ -145,6 +145,7 @@ class AbstractEffect:
     NotConfirmed, ConfirmedWithDialog, ConfirmedWithoutDialog = range(3)
 
 
+slicer.qSlicerSegmentEditorAbstractEffect = AbstractEffect
 _LOGIC = slicer.vtkSlicerSegmentEditorLogic
 _MODES = (
     _LOGIC.ModificationModeSet,

@@ -21,6 +21,7 @@ IN_THE_APPLICATION = {
     "app",
     "modules",
     "util",
+    "qSlicerSegmentEditorAbstractEffect",
     "qSlicerSegmentEditorScriptedEffect",
     "qMRMLSegmentEditorWidget",
 }
