@@ -38,7 +38,9 @@ class SegmenterOptions:
     views: ViewOptions = field(default_factory=ViewOptions)
     """How views are chosen."""
     looks: int = 4
-    """At most so many views are tried until an object fits."""
+    """At most so many views are followed for one prompt."""
+    wider_trust: float = 0.8
+    """A wider view is taken if its predicted IoU is at least this share of the narrower one's."""
     refine_above: float = 1.3
     """Views coarser than this many times the first spacing get their borders refined by finer tiles."""
     most_tiles: int = 12
@@ -105,16 +107,7 @@ class Segmenter:
         """
         started = time.perf_counter()
         self._timings = dict.fromkeys(("crop", "encode", "decode", "paste"), 0.0)
-        newest = prompts.points_zyx[-1]
-        view = self._start_view(prompts, previous)
-        tried: List[CropBox] = []
-        while True:
-            tried.append(view)
-            logits, quality = self._look(view, prompts, previous)
-            better = self._better_view(view, logits, newest) if len(tried) < self.options.looks else None
-            if better is None or better in tried:
-                break
-            view = better
+        view, logits, quality = self._best_look(prompts, previous)
         fine = self._refined(view, logits, prompts)
         with _Clock(self._timings, "paste"):
             fine = self._own_pieces(fine, view, prompts, previous.mask, base)
@@ -123,21 +116,45 @@ class Segmenter:
         self._timings["total"] = 1000 * (time.perf_counter() - started)
         return Prediction(mask, view, logits.half().cpu(), quality, self._timings)
 
-    def _start_view(self, prompts: Prompts, previous: Prediction) -> CropBox:
-        """The previous view if the newest prompt and the object at it fit, else one made for them."""
+    def _best_look(self, prompts: Prompts, previous: Prediction) -> Tuple[CropBox, Tensor, float]:
+        """The view to go by, its logits and predicted IoU: of several looks the one that the model trusts most.
+
+        A structure seen for the first time is looked at from several distances. If it then goes on behind a face of the
+        view, the view widens, unless that costs much of the trust; a closer view must not cost any.
+        """
+        options, newest = self.options, prompts.points_zyx[-1]
+        looks = {view: self._look(view, prompts, previous) for view in self._start_views(prompts, previous)}
+        best = max(looks, key=lambda view: looks[view][1])
+        followed = {best}
+        while len(followed) < options.looks:
+            better = self._better_view(best, looks[best][0], newest)
+            if better is None or better in followed:
+                break
+            wider = better.spacing_mm >= best.spacing_mm
+            if better not in looks:
+                looks[better] = self._look(better, prompts, previous)
+            if looks[better][1] < looks[best][1] * (options.wider_trust if wider else 1.0):
+                break
+            best = better
+            followed.add(best)
+        return (best, *looks[best])
+
+    def _start_views(self, prompts: Prompts, previous: Prediction) -> List[CropBox]:
+        """The previous view if the newest prompt and the object at it fit, else one made for them, or several."""
         newest = prompts.points_zyx[-1]
         if prompts.labels[-1] == BOX_UPPER:
             low, high = prompts.points_zyx[-2], newest + 1
-            return self.chooser.for_object(low, high, (low + high - 1) / 2)
+            return [self.chooser.for_object(low, high, (low + high - 1) / 2)]
         found = _piece_at(previous.mask, newest, self.grid.spacing_zyx_mm)
         if found is None:
             if previous.view is not None and self.chooser.fits(previous.view, newest, newest + 1):
-                return previous.view
-            return self.chooser.first(newest)
+                return [previous.view]
+            several = self.chooser.first(newest)
+            return several if previous.mask.box_zyx is None else several[:1]
         low, high = np.minimum(found[0], newest), np.maximum(found[1], newest + 1)
         if previous.view is not None and self.chooser.fits(previous.view, low, high):
-            return previous.view
-        return self.chooser.for_object(low, high, newest)
+            return [previous.view]
+        return [self.chooser.for_object(low, high, newest)]
 
     def _better_view(self, view: CropBox, logits: Tensor, newest_zyx: NDArray[np.float64]) -> Optional[CropBox]:
         """A view that suits the object found in this one, or None."""

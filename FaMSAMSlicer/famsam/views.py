@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Optional, Sequence, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,7 +25,9 @@ class ViewOptions:
     """How views are chosen; lengths of objects are shares of the view's edge."""
 
     first_spacing_mm: float = 1.5
-    """Spacing of the first look at an unknown structure."""
+    """Spacing of the first look at an unknown structure, and the origin of the ladder."""
+    first_factors: Tuple[float, ...] = (1.0, 0.5, 2.0)
+    """The first looks' spacings over ``first_spacing_mm``."""
     ladder_ratio: float = math.sqrt(2.0)
     """Ratio of neighbouring spacings."""
     wanted_share: float = 0.45
@@ -59,9 +61,10 @@ class ViewChooser:
         self.finest_mm = self._on_ladder(options.finest_voxels * float(np.median(grid.spacing_zyx_mm)), math.ceil)
         self.coarsest_mm = max(self.finest_mm, self._on_ladder(float(self.extent_mm.max()) / (0.9 * size), math.ceil))
 
-    def first(self, point_zyx: ArrayLike) -> CropBox:
-        """The first look at whatever is at a point (canonical index)."""
-        return self.around(np.asarray(point_zyx), self.options.first_spacing_mm, point_zyx)
+    def first(self, point_zyx: ArrayLike) -> List[CropBox]:
+        """The first looks at whatever is at a point (canonical index), all different."""
+        spacings = [self.options.first_spacing_mm * factor for factor in self.options.first_factors]
+        return list(dict.fromkeys(self.around(np.asarray(point_zyx), spacing, point_zyx) for spacing in spacings))
 
     def for_object(self, low_zyx: FloatArray, high_zyx: FloatArray, must_see_zyx: ArrayLike) -> CropBox:
         """A view in which the object in an index box spans the wanted share; ``must_see_zyx`` is well inside."""
