@@ -5,20 +5,24 @@ VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SHARED_THREADS = OMP_NUM_THREADS=2
 
-.PHONY: demo test engine-test lint clean
+.PHONY: demo test engine-test slicer-test viewer-test lint clean
 
 demo: $(VENV)/.demo
 	mkdir -p out
 	$(VENV)/bin/famsam segment sample -o out/ventricle.nii.gz --point=10,-15,24 --picture out/ventricle.png
 
-test: $(VENV)/.test lint engine-test
+test: $(VENV)/.test lint engine-test slicer-test viewer-test
 
 lint: $(VENV)/.test
 	$(VENV)/bin/ruff check FaMSAMSlicer Testing
 	$(VENV)/bin/mypy
 
-engine-test: $(VENV)/.test
-	$(SHARED_THREADS) $(VENV)/bin/python -m pytest
+engine-test slicer-test viewer-test: $(VENV)/.test
+	$(SHARED_THREADS) $(VENV)/bin/python -m pytest Testing/$(FOLDER)
+
+engine-test: FOLDER = Engine
+slicer-test: FOLDER = Slicer
+viewer-test: FOLDER = Viewer
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
