@@ -44,4 +44,4 @@ def test_commands_parse():
     lines = [line for block in blocks("sh") for line in block.splitlines() if line.startswith("famsam ")]
     assert lines
     for line in lines:
-        _parser().parse_args(shlex.split(line)[1:])
+        _parser().parse_args(shlex.split(line, comments=True)[1:])

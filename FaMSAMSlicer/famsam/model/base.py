@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Optional, Tuple
 
@@ -22,7 +23,7 @@ class Embedding:
     finer: Any = None
 
 
-class PromptableModel(nn.Module):
+class PromptableModel(nn.Module, ABC):
     """Encode a crop once, decode masks from prompts as often as wanted.
 
     Class attributes tell the session how crops are to be made for this model.
@@ -55,6 +56,7 @@ class PromptableModel(nn.Module):
         """Where the parameters are, and where crops and prompts must be."""
         return next(self.parameters()).device
 
+    @abstractmethod
     def normalise(self, crop_B1ZYX: Tensor, inside_B1ZYX: Tensor) -> Tensor:
         """Raw intensities to what ``encode`` expects.
 
@@ -62,12 +64,12 @@ class PromptableModel(nn.Module):
             crop_B1ZYX: (B, 1, 128, 128, 128) intensities as stored in the scan, zero outside the scan.
             inside_B1ZYX: the same shape, bool: which voxels lie inside the scan.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, crop_B1ZYX: Tensor) -> Embedding:
         """(B, 1, 128, 128, 128), normalised -> the embedding that ``decode`` reads."""
-        raise NotImplementedError
 
+    @abstractmethod
     def decode(
         self,
         embedding: Embedding,
@@ -88,7 +90,6 @@ class PromptableModel(nn.Module):
         Returns:
             logits (B, M, z, y, x) at the model's low resolution and the predicted IoU (B, M).
         """
-        raise NotImplementedError
 
     def first_mask_logits(self, batch: int = 1) -> Optional[Tensor]:
         """What ``decode`` is to get as previous logits before there are any: None, or (batch, 1, z, y, x)."""
