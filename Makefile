@@ -17,12 +17,16 @@ lint: $(VENV)/.test
 	$(VENV)/bin/ruff check FaMSAMSlicer Testing
 	$(VENV)/bin/mypy
 
-engine-test slicer-test viewer-test: $(VENV)/.test
+engine-test viewer-test: $(VENV)/.test
 	$(SHARED_THREADS) $(VENV)/bin/python -m pytest Testing/$(FOLDER)
 
 engine-test: FOLDER = Engine
-slicer-test: FOLDER = Slicer
 viewer-test: FOLDER = Viewer
+
+# The panels run in a process of their own, away from what other tests left behind in Qt and VTK.
+slicer-test: $(VENV)/.test
+	$(SHARED_THREADS) $(VENV)/bin/python -m pytest Testing/Slicer --ignore Testing/Slicer/test_slicer_widgets.py
+	$(SHARED_THREADS) $(VENV)/bin/python -m pytest Testing/Slicer/test_slicer_widgets.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

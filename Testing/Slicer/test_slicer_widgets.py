@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 import time
@@ -89,6 +90,16 @@ class Application:
         self.send("LeftButtonReleaseEvent", view, pixel, **keys)
         self.settle()
         return used
+
+
+@pytest.fixture(autouse=True)
+def collect_on_this_thread():
+    """Cycles that hold Qt objects must not be collected on the worker's thread, where destroying them is not allowed."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+    gc.collect()
 
 
 @pytest.fixture
