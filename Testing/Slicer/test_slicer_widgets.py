@@ -94,7 +94,7 @@ class Application:
 
 @pytest.fixture(autouse=True)
 def collect_on_this_thread():
-    """Cycles that hold Qt objects must not be collected on the worker's thread, where destroying them is not allowed."""
+    """Cycles that hold Qt objects must not be collected on the worker's thread, where destroying them crashes."""
     gc.collect()
     gc.disable()
     yield
