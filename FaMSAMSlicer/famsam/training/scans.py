@@ -1,7 +1,8 @@
 """Real scans and real label maps as sources of training crops.
 
 A labelled scan gives its structures, a scan without labels the supervoxels of watersheds at several scales (as in
-nnInteractive, Isensee et al. 2025), a label map without a scan its anatomy, rendered synthetically.
+nnInteractive, Isensee et al. 2025) and its connected tissues, a label map without a scan its anatomy, rendered
+synthetically.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import List, Sequence, Tuple, Union
+from typing import Iterator, List, Sequence, Tuple, Union
 
 import cc3d
 import numpy as np
@@ -27,9 +28,11 @@ from .targets import MIN_VOXELS
 
 _LOG = logging.getLogger(__name__)
 
-SUPERVOXEL_SPACING_MM = 2.0
+PSEUDO_LABEL_SPACING_MM = 1.5
 SUPERVOXEL_LEVELS = (0.02, 0.06, 0.15)
 """Watershed depths as fractions of the range of gradient magnitudes: small, middling and large supervoxels."""
+TISSUE_THRESHOLDS = (2, 3, 4)
+"""Numbers of thresholds that part a scan into tissues, from coarse to fine."""
 
 
 @dataclass
@@ -140,9 +143,9 @@ def load_unlabelled(directory: Union[str, Path]) -> LabelledScans:
     for path in _images(directory):
         volume = read_volume(path)
         voxels = np.ascontiguousarray(volume.canonical.to_canonical(volume.voxels_zyx))
-        anatomies = supervoxels(voxels, volume.canonical.grid)
+        anatomies = pseudo_labels(voxels, volume.canonical.grid)
         scans.append((voxels, anatomies))
-        _LOG.info("%s: %s supervoxels", path.name, [len(a.weights) for a in anatomies])
+        _LOG.info("%s: %s structures", path.name, [len(a.weights) for a in anatomies])
     return LabelledScans(scans)
 
 
@@ -156,28 +159,58 @@ def load_label_maps(directory: Union[str, Path]) -> SynthesisedLabelMaps:
     return SynthesisedLabelMaps(anatomies)
 
 
-def supervoxels(voxels_zyx: np.ndarray, grid: Grid) -> List[Anatomy]:
-    """Watershed regions of the gradient magnitude at several depths, inside the body, on the scan's own grid."""
+def pseudo_labels(voxels_zyx: np.ndarray, grid: Grid) -> List[Anatomy]:
+    """Structures of a scan without labels, on the scan's own grid and inside the body.
+
+    Watershed regions of the gradient magnitude at several depths are compact; connected tissues between Otsu's
+    thresholds have every shape and follow the edges to the voxel.
+
+    Raises:
+        DatasetError: no structure was found at any level.
+    """
     image = sitk.GetImageFromArray(voxels_zyx.astype(np.float32))
     image.SetSpacing([float(s) for s in grid.spacing_zyx_mm[::-1]])
-    size = [max(4, round(n * s / SUPERVOXEL_SPACING_MM)) for n, s in zip(image.GetSize(), image.GetSpacing())]
+    fineness = [min(1.0, s / PSEUDO_LABEL_SPACING_MM) for s in image.GetSpacing()]
+    size = [max(4, round(n * f)) for n, f in zip(image.GetSize(), fineness)]
     spacing = [n * s / m for n, s, m in zip(image.GetSize(), image.GetSpacing(), size)]
-    smooth = sitk.SmoothingRecursiveGaussian(image, 1.0)
+    smooth = sitk.SmoothingRecursiveGaussian(image, 0.6)
     coarse = sitk.Resample(smooth, size, sitk.Transform(), sitk.sitkLinear, image.GetOrigin(), spacing)
-    body = sitk.OtsuThreshold(coarse, 0, 1) > 0
+    body = sitk.OtsuMultipleThresholds(coarse, 2, numberOfHistogramBins=256) > 0
     body = sitk.BinaryMorphologicalClosing(body, [2, 2, 2])
-    gradient = sitk.GradientMagnitudeRecursiveGaussian(coarse, 1.5)
+    gradient = sitk.GradientMagnitudeRecursiveGaussian(coarse, 1.0)
     range_ = float(np.percentile(sitk.GetArrayViewFromImage(gradient), 99))
-    anatomies = []
-    for level in SUPERVOXEL_LEVELS:
-        regions = sitk.MorphologicalWatershed(gradient, level=level * range_, markWatershedLine=False)
-        regions = sitk.Mask(sitk.Cast(regions, sitk.sitkUInt32), body)
-        labels = sitk.GetArrayFromImage(sitk.Resample(regions, image, sitk.Transform(), sitk.sitkNearestNeighbor))
-        counts = np.bincount(labels.ravel())
-        too_large = counts > 0.15 * labels.size
-        labels[too_large[labels]] = 0
-        anatomies.append(Anatomy.of(labels.astype(np.uint32), grid))
-    return anatomies
+    levels = [level * range_ for level in SUPERVOXEL_LEVELS]
+    watersheds = [sitk.MorphologicalWatershed(gradient, level, markWatershedLine=False) for level in levels]
+    parts = [*watersheds, *_tissues(coarse, body)]
+    labels = [_on_scan(sitk.Mask(sitk.Cast(part, sitk.sitkUInt32), body), image) for part in parts]
+    found = [part_zyx for part_zyx in labels if np.bincount(part_zyx.ravel())[1:].max(initial=0) >= MIN_VOXELS]
+    if not found:
+        raise DatasetError(f"Expected structures of at least {MIN_VOXELS} voxels in the scan, found none.")
+    return [Anatomy.of(part_zyx, grid) for part_zyx in found]
+
+
+def _tissues(image: sitk.Image, body: sitk.Image) -> Iterator[sitk.Image]:
+    """Connected pieces of equal tissue, for several numbers of tissues."""
+    calm = sitk.CurvatureFlow(image, timeStep=0.06, numberOfIterations=4)
+    values = sitk.GetArrayViewFromImage(calm)[sitk.GetArrayViewFromImage(body) > 0]
+    if len(values) == 0:
+        return
+    low, high = np.percentile(values, (1, 99))
+    calm = sitk.Clamp(calm, lowerBound=float(low), upperBound=float(high))
+    for count in TISSUE_THRESHOLDS:
+        tissues = sitk.GetArrayFromImage(sitk.OtsuMultipleThresholds(calm, count, numberOfHistogramBins=64))
+        pieces = cc3d.dust(cc3d.connected_components(tissues + 1, connectivity=6), threshold=MIN_VOXELS)
+        part = sitk.GetImageFromArray(pieces.astype(np.uint32))
+        part.CopyInformation(image)
+        yield part
+
+
+def _on_scan(labels: sitk.Image, like: sitk.Image) -> np.ndarray:
+    """Labels brought to a scan's grid; what makes up most of the scan is no structure."""
+    labels_zyx = sitk.GetArrayFromImage(sitk.Resample(labels, like, sitk.Transform(), sitk.sitkNearestNeighbor))
+    too_large = np.bincount(labels_zyx.ravel()) > 0.35 * labels_zyx.size
+    labels_zyx[too_large[labels_zyx]] = 0
+    return labels_zyx
 
 
 def _images(directory: Union[str, Path]) -> List[Path]:
