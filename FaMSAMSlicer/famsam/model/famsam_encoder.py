@@ -131,23 +131,26 @@ def contrast_limited_equalisation(
     """
     out = torch.full_like(crop_B1ZYX, -1.0)
     for crop, inside, target in zip(crop_B1ZYX, inside_B1ZYX, out):
-        values = crop[:, ::2, ::2, ::2][inside[:, ::2, ::2, ::2]]
+        whole = bool(inside.all())
+        values = crop[:, ::2, ::2, ::2].float()
+        values = values.flatten() if whole else values[inside[:, ::2, ::2, ::2]]
         if values.numel() < 8:
-            values = crop[inside]
-        if values.numel() == 0:
+            values = crop[inside].float()
+        count = values.numel()
+        if count == 0:
             continue
-        ordered = values.float().sort().values
-        low = ordered[int(0.001 * (len(ordered) - 1))]
-        high = ordered[int(0.999 * (len(ordered) - 1))]
-        width = (high - low).clamp_min(1e-6)
-        histogram = torch.bincount(((ordered - low) / width * bins).clamp(0, bins - 1).long(), minlength=bins).float()
+        low = values.kthvalue(1 + int(0.001 * (count - 1))).values
+        high = values.kthvalue(1 + int(0.999 * (count - 1))).values
+        per_unit = bins / (high - low).clamp_min(1e-6)
+        binned = values.sub(low).mul_(per_unit).clamp_(0, bins - 1).int()
+        histogram = torch.bincount(binned, minlength=bins).float()
         # A background of one value (padding, skull-stripped) says nothing about tissue: the clip keeps it to one bin.
         limited = histogram.clamp_max(clip_limit * histogram.sum() / bins)
         curve = torch.cat([limited.new_zeros(1), limited.cumsum(0)])
         curve = curve / curve[-1] * 2 - 1
-        position = ((crop.float() - low) / width * bins).clamp(0, bins - 1e-3)
-        index = position.long()
-        fraction = position - index
-        mapped = torch.lerp(curve[index], curve[index + 1], fraction)
-        target.copy_(torch.where(inside, mapped.to(target.dtype), target))
+        position = crop.float().sub(low).mul_(per_unit).clamp_(0, bins - 1e-3).flatten()
+        index = position.int()
+        mapped = position.sub_(index).mul_(curve.diff().index_select(0, index)).add_(curve.index_select(0, index))
+        mapped = mapped.to(target.dtype).view_as(target)
+        target.copy_(mapped if whole else torch.where(inside, mapped, target))
     return out
