@@ -1,15 +1,21 @@
-# Two commands do everything: `make demo` and `make test`. Each makes its own virtual environment first.
+# Three commands do everything: `make view`, `make demo` and `make test`. Each makes its own virtual environment first.
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SHARED_THREADS = OMP_NUM_THREADS=2
 
-.PHONY: demo test engine-test slicer-test viewer-test lint clean
+.PHONY: view demo test engine-test slicer-test viewer-test lint clean
 
+# The sample in the browser, or `make view SCAN=scan.nii.gz`; without a screen it prints the address to open elsewhere.
+view: $(VENV)/.demo
+	$(VENV)/bin/famsam view $(if $(SCAN),"$(SCAN)")
+
+# The same without a browser: one click on the sample, and a picture of what it found.
 demo: $(VENV)/.demo
 	mkdir -p out
 	$(VENV)/bin/famsam segment sample -o out/ventricle.nii.gz --point=10,-15,24 --picture out/ventricle.png
+	@echo 'To click yourself, in the browser: make view   (your own scan: make view SCAN=scan.nii.gz)'
 
 test: $(VENV)/.test lint engine-test slicer-test viewer-test
 
@@ -32,7 +38,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) install -q -c constraints.txt -e ".[demo]"
+	$(PIP) install -q -c constraints.txt -e ".[demo,server]"
 	touch $@
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt

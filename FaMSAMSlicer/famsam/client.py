@@ -140,6 +140,11 @@ class Connection:
             if isinstance(error, http.client.RemoteDisconnected) and not fresh and may_repeat:
                 # The server closed the kept connection while it was idle: nothing was asked on it yet.
                 return self._exchange(method, path, content, headers, may_repeat=False)
+            if isinstance(error, ssl.SSLCertVerificationError):
+                raise ConnectionLostError(
+                    f"the certificate of {self.address} cannot be trusted: {error.verify_message}. Check the address; "
+                    "for a certificate of your own, name its authority's PEM file in the variable SSL_CERT_FILE"
+                ) from error
             raise ConnectionLostError(
                 f"there is no connection to the server at {self.address} ({error or type(error).__name__}). "
                 "Check that it runs and that the address is right; work goes on from the prompts when it is back"

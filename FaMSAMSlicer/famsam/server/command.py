@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import socket
+import ssl
 import sys
 import webbrowser
 from pathlib import Path
@@ -65,7 +66,7 @@ def add_view_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``famsam view``."""
     add_model_arguments(parser)
     parser.add_argument("image", nargs="?", help="the scan: a file or a DICOM folder; without it, the sample")
-    parser.add_argument("--port", type=int, default=0, help="by default a free one")
+    parser.add_argument("--port", type=int, help=f"by default {DEFAULT_PORT}, or a free one where that is taken")
     parser.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
 
 
@@ -90,6 +91,8 @@ def serve(args: argparse.Namespace) -> int:
         raise ConfigError("a token needs at least 16 printable ASCII characters, so that it cannot be guessed")
     if (args.tls_certificate is None) != (args.tls_key is None):
         raise ConfigError("TLS needs both --tls-certificate and --tls-key")
+    if args.tls_certificate is not None:
+        _check_certificate(args.tls_certificate, args.tls_key)
     limits = Limits(
         upload_bytes=args.max_upload_mib * MIB,
         volume_bytes=args.max_volume_mib * MIB,
@@ -122,11 +125,16 @@ def view(args: argparse.Namespace) -> int:
         raise ConfigError(f"there is no file or folder {args.image!r}")
     token = secrets.token_urlsafe(24)
     args.allow_host, args.tls_certificate, args.tls_key = [], None, None
-    server = Server(args, host="127.0.0.1", port=args.port, token=token, limits=Limits(), paths_allowed=True)
+    server = Server(args, host="127.0.0.1", port=_view_port(args), token=token, limits=Limits(), paths_allowed=True)
     wanted = "sample" if args.image is None else f"path={quote(str(Path(args.image).absolute()), safe='/')}"
     address = f"{server.address}#token={token}&{wanted}"
     _say(f"FaM-SAM shows {'the sample' if args.image is None else args.image} at\n    {address}\nCtrl+C ends it.")
-    return server.run(None if args.no_browser else address)
+    if not _has_screen():
+        _say(
+            "There is no screen here. To open the address on a machine that has one, first run there:\n"
+            f"    ssh -N -L {server.port}:127.0.0.1:{server.port} {socket.gethostname()}"
+        )
+    return server.run(address if _has_screen() and not args.no_browser else None)
 
 
 class Server:
@@ -154,7 +162,8 @@ class Server:
         self._socket = _bound(host, port)
         self.port: int = self._socket.getsockname()[1]
         scheme = "http" if args.tls_certificate is None else "https"
-        self.address = f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}/"
+        name = socket.gethostname() if host in ("0.0.0.0", "::") else host
+        self.address = f"{scheme}://{f'[{name}]' if ':' in name else name}:{self.port}/"
         self.model = load_model(args.model, device=args.device, precision=args.precision)
         hosts = None if host not in LOOPBACK else LOOPBACK_NAMES | {name.lower() for name in args.allow_host}
         self._browse: Optional[str] = None
@@ -193,6 +202,30 @@ class Server:
             _say("No browser was found here; open the address above in one.")
 
 
+def _view_port(args: argparse.Namespace) -> int:
+    """The port asked for; else the usual one if it is free, so that the page of an earlier run finds the server."""
+    if args.port is not None:
+        return int(args.port)
+    with socket.socket() as probe:
+        return DEFAULT_PORT if probe.connect_ex(("127.0.0.1", DEFAULT_PORT)) else 0
+
+
+def _has_screen() -> bool:
+    """Whether somebody would see a browser that is opened here."""
+    if sys.platform in ("darwin", "win32"):
+        return "SSH_CONNECTION" not in os.environ
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _check_certificate(certificate: str, key: str) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(
+            f"expected a certificate chain and its private key as PEM files, got {certificate!r} and {key!r}: {error}"
+        ) from None
+
+
 def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -200,6 +233,7 @@ def _bound(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen()  # a browser that is quicker than the server's start waits instead of being turned away
     except (OSError, OverflowError) as error:
         listener.close()
         raise ConfigError(f"cannot listen on {host}:{port}: {error}; choose another --port or --host") from None

@@ -40,6 +40,8 @@ def serve_arguments(*given: str) -> argparse.Namespace:
         (["--allow-paths", "--allow-host", "scans.example.org", "--token", TOKEN], "--allow-paths"),
         (["--host", "0.0.0.0", "--token", "short"], "16"),
         (["--tls-key", "key.pem"], "--tls-certificate"),
+        (["--tls-certificate", "no-such.pem", "--tls-key", "no-such.pem"], "PEM"),
+        (["--tls-certificate", __file__, "--tls-key", __file__], "PEM"),
         (["--max-volumes", "0"], "volumes"),
     ],
 )
