@@ -8,10 +8,10 @@ Shape legend: B batch, N prompts, K maps, z y x low-resolution voxels, size 64 f
 
 from __future__ import annotations
 
+import math
 from typing import Tuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 POSITIVE, NEGATIVE, BOX_LOWER, BOX_UPPER = 1, 0, 2, 3
@@ -24,23 +24,23 @@ def point_masks(labels_BN: Tensor) -> Tuple[Tensor, Tensor]:
     return labels_BN == POSITIVE, labels_BN == NEGATIVE
 
 
-def squared_click_distance(points_BN3: Tensor, chosen_BN: Tensor, size_zyx: Tuple[int, ...]) -> Tensor:
-    """Squared distance in voxels from every voxel to the nearest chosen click, (B, z, y, x); ``FAR``² without one."""
+def ball_map(points_BN3: Tensor, chosen_BN: Tensor, size_zyx: Tuple[int, ...], variance: float = 9.0) -> Tensor:
+    """exp(-d² / variance) with d the distance in voxels to the nearest chosen click, (B, z, y, x); 0 without one."""
     axes = [torch.arange(n, device=points_BN3.device, dtype=torch.float32) for n in size_zyx]
-    z, y, x = ((a - points_BN3[..., i, None].float()) ** 2 for i, a in enumerate(axes))
-    z = z + torch.where(chosen_BN, 0.0, FAR**2)[..., None]
-    distance = torch.full((len(points_BN3), *size_zyx), FAR**2, device=points_BN3.device)
-    for n in range(points_BN3.shape[1]):
-        zy = z[:, n, :, None, None] + y[:, n, None, :, None]
-        distance = torch.minimum(distance, zy + x[:, n, None, None, :])
-    return distance
+    z, y, x = (torch.exp((a - points_BN3[..., i, None].float()) ** 2 / -variance) for i, a in enumerate(axes))
+    z = z * chosen_BN[..., None]
+    ball = torch.zeros((len(points_BN3), *size_zyx), device=points_BN3.device)
+    for n in chosen_BN.any(dim=0).nonzero()[:, 0].tolist():
+        zy = z[:, n, :, None, None] * y[:, n, None, :, None]
+        ball = torch.maximum(ball, zy * x[:, n, None, None, :])
+    return ball
 
 
 def intensity_difference(smooth_BZYX: Tensor, points_BN3: Tensor, chosen_BN: Tensor) -> Tensor:
     """min over the chosen clicks of |I - I at the click|, (B, z, y, x); ``FAR`` without one."""
     at_clicks_BN = gather_points(smooth_BZYX[:, None], points_BN3)[..., 0]
     difference = torch.full_like(smooth_BZYX, FAR)
-    for n in range(points_BN3.shape[1]):
+    for n in chosen_BN.any(dim=0).nonzero()[:, 0].tolist():
         candidate = (smooth_BZYX - at_clicks_BN[:, n, None, None, None]).abs_()
         candidate += torch.where(chosen_BN[:, n], 0.0, FAR)[:, None, None, None]
         difference = torch.minimum(difference, candidate)
@@ -56,36 +56,51 @@ def gather_points(features_BCzyx: Tensor, points_BN3: Tensor) -> Tensor:
     return torch.gather(flat_BCM, 2, flat_BN[:, None].expand(-1, flat_BCM.shape[1], -1)).transpose(1, 2)
 
 
-def geodesic_distance(
-    image_BZYX: Tensor, points_BN3: Tensor, chosen_BN: Tensor, edge_weight: float = 20.0, rounds: int = 3
-) -> Tensor:
-    """Cheapest axis-aligned path from the chosen clicks, (B, z, y, x); a step costs 1 + edge_weight * |dI|.
+def path_costs(image_BZYX: Tensor, edge_weight: float = 20.0) -> Tensor:
+    """Cost of the way along z, y and x from the border to every voxel, (B, 3, z, y, x); a step costs
+    1 + edge_weight * |dI|."""
+    costs = []
+    for axis in (1, 2, 3):
+        steps = torch.zeros_like(image_BZYX)
+        steps.narrow(axis, 1, steps.shape[axis] - 1).copy_(image_BZYX.diff(dim=axis).abs_().mul_(edge_weight).add_(1.0))
+        costs.append(steps.cumsum(axis))
+    return torch.stack(costs, dim=1)
+
+
+def geodesic_distance(costs_B3zyx: Tensor, points_BN3: Tensor, chosen_KBN: Tensor, rounds: int = 3) -> Tensor:
+    """Cheapest axis-aligned path from the chosen clicks of each of K choices, (K, B, z, y, x); ``FAR`` without one.
 
     Along one axis the cheapest straight run from every voxel to every other is exact in one cumulative minimum:
     ``d_i = min_j d_j + |c_i - c_j|`` with ``c`` the cumulated cost. A round does that along z, y and x; ``rounds``
     bounds the number of bends of a path.
+
+    Args:
+        costs_B3zyx: see ``path_costs``.
     """
-    batch, sizes = len(image_BZYX), image_BZYX.shape[1:]
-    distance = torch.full_like(image_BZYX, FAR)
+    sizes = costs_B3zyx.shape[2:]
+    distance = torch.full((*chosen_KBN.shape[:2], *sizes), FAR, device=costs_B3zyx.device)
     z, y, x = (points_BN3[..., i].round().long().clamp(0, n - 1) for i, n in enumerate(sizes))
-    rows, columns = chosen_BN.nonzero(as_tuple=True)
-    distance[rows, z[rows, columns], y[rows, columns], x[rows, columns]] = 0.0
-    if len(rows) == 0:
+    choice, item, click = chosen_KBN.nonzero(as_tuple=True)
+    if len(choice) == 0:
         return distance
-    # All clicks of an item spread together; the last axis is made contiguous in turn so that cummin runs along memory.
-    image, order = image_BZYX, (0, 2, 3, 1)
-    cumulated = []
-    for _ in range(3):
-        image = image.permute(order).contiguous()
-        steps = 1.0 + edge_weight * image.diff(dim=-1).abs()
-        cumulated.append(F.pad(steps.cumsum(-1), (1, 0)))
+    distance[choice, item, z[item, click], y[item, click], x[item, click]] = 0.0
     for _ in range(rounds):
-        for cost in cumulated:
-            distance = distance.permute(order).contiguous()
-            forward = (distance - cost).cummin(-1).values + cost
-            backward = (distance + cost).flip(-1).cummin(-1).values.flip(-1) - cost
-            distance = torch.minimum(forward, backward)
-    return distance.clamp_max_(FAR).view(batch, *sizes)
+        for axis in range(3):
+            cost = costs_B3zyx[:, axis]
+            forward = _running_minimum(distance - cost, 2 + axis).add_(cost)
+            backward = _running_minimum((distance + cost).flip(2 + axis), 2 + axis).flip(2 + axis).sub_(cost)
+            distance = torch.minimum(forward, backward, out=forward)
+    return distance.clamp_max_(FAR)
+
+
+def _running_minimum(values: Tensor, axis: int) -> Tensor:
+    """Cumulative minimum along an axis; may change ``values``."""
+    if values.is_cuda:
+        return values.cummin(axis).values
+    planes = values.unbind(axis)
+    for before, here in zip(planes, planes[1:]):
+        torch.minimum(here, before, out=here)
+    return values
 
 
 def box_map(points_BN3: Tensor, labels_BN: Tensor, size_zyx: Tuple[int, ...]) -> Tensor:
@@ -109,11 +124,23 @@ def keep_clicks(logits_BMzyx: Tensor, points_BN3: Tensor, labels_BN: Tensor, rad
     Args:
         points_BN3: in voxels of the logits' grid.
     """
-    positive, negative = point_masks(labels_BN)
-    sizes = tuple(logits_BMzyx.shape[2:])
-    to_positive = squared_click_distance(points_BN3, positive, sizes)[:, None]
-    to_negative = squared_click_distance(points_BN3, negative, sizes)[:, None]
-    near_positive = (to_positive <= radius**2) & (to_positive <= to_negative)
-    near_negative = (to_negative <= radius**2) & (to_negative < to_positive)
-    logits = torch.where(near_positive, logits_BMzyx.clamp_min(2.0), logits_BMzyx)
-    return torch.where(near_negative, logits.clamp_max(-2.0), logits)
+    batch, masks, *sizes = logits_BMzyx.shape
+    if points_BN3.shape[1] == 0:
+        return logits_BMzyx
+    reach = torch.arange(-math.ceil(radius), math.ceil(radius) + 1, device=points_BN3.device, dtype=torch.float32)
+    around_V3 = torch.cartesian_prod(reach, reach, reach)
+    last_3 = torch.tensor(sizes, device=points_BN3.device, dtype=torch.float32) - 1
+    voxels_BV3 = (points_BN3.float().round()[:, :, None] + around_V3).flatten(1, 2).clamp_min(0).minimum(last_3)
+    squared_BVN = (voxels_BV3[:, :, None] - points_BN3[:, None].float()).square_().sum(-1)
+    positive, negative = (
+        squared_BVN.masked_fill(~chosen[:, None], FAR**2).amin(-1) for chosen in point_masks(labels_BN)
+    )
+    near_positive = ((positive <= radius**2) & (positive <= negative))[:, None]
+    near_negative = ((negative <= radius**2) & (negative < positive))[:, None]
+    z, y, x = voxels_BV3.long().unbind(-1)
+    flat_BMV = ((z * sizes[1] + y) * sizes[2] + x)[:, None].expand(-1, masks, -1)
+    logits = logits_BMzyx.flatten(2)
+    at_clicks = logits.gather(2, flat_BMV)
+    at_clicks = torch.where(near_positive, at_clicks.clamp_min(2.0), at_clicks)
+    at_clicks = torch.where(near_negative, at_clicks.clamp_max(-2.0), at_clicks)
+    return logits.scatter(2, flat_BMV, at_clicks).view(batch, masks, *sizes)

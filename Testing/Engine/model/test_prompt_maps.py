@@ -9,13 +9,14 @@ import pytest
 import torch
 from famsam.model.prompt_maps import (
     FAR,
+    ball_map,
     box_map,
     gather_points,
     geodesic_distance,
     intensity_difference,
     keep_clicks,
+    path_costs,
     point_masks,
-    squared_click_distance,
 )
 
 SIZE = (6, 7, 5)
@@ -58,6 +59,11 @@ def dijkstra(image, sources, edge_weight):
     return cost
 
 
+def distance_from(image, clicks, which, edge_weight=20.0, rounds=3):
+    """Geodesic distance for one choice of the clicks, (B, z, y, x)."""
+    return geodesic_distance(path_costs(image, edge_weight), clicks, which[None], rounds)[0]
+
+
 def test_which_prompts_are_clicks():
     positive, negative = point_masks(torch.tensor([[1, 0, -1, 2, 3]]))
     assert positive.tolist() == [[True, False, False, False, False]]
@@ -71,7 +77,7 @@ def test_geodesic_distance_equals_dijkstra_with_enough_rounds(seed):
     which = chosen(True, seed > 0, False)
     sources = [(1, 5, 0), (5, 0, 4)][: 1 + (seed > 0)]
     exact = dijkstra(image[0].double().numpy(), sources, 20.0)
-    found = geodesic_distance(image, clicks, which, edge_weight=20.0, rounds=60)[0].numpy()
+    found = distance_from(image, clicks, which, edge_weight=20.0, rounds=60)[0].numpy()
     np.testing.assert_allclose(found, exact, rtol=1e-4, atol=1e-3)
 
 
@@ -79,8 +85,8 @@ def test_geodesic_distance_equals_dijkstra_with_enough_rounds(seed):
 def test_few_rounds_give_an_upper_bound_that_falls(rounds):
     image = random_image(7)
     exact = dijkstra(image[0].double().numpy(), [(0, 0, 0)], 20.0)
-    found = geodesic_distance(image, points((0, 0, 0)), chosen(True), rounds=rounds)[0].numpy()
-    more = geodesic_distance(image, points((0, 0, 0)), chosen(True), rounds=rounds + 1)[0].numpy()
+    found = distance_from(image, points((0, 0, 0)), chosen(True), rounds=rounds)[0].numpy()
+    more = distance_from(image, points((0, 0, 0)), chosen(True), rounds=rounds + 1)[0].numpy()
     assert (found >= exact - 1e-3).all()
     assert (more <= found + 1e-3).all()
     assert found[0, 0, 0] == 0
@@ -88,43 +94,60 @@ def test_few_rounds_give_an_upper_bound_that_falls(rounds):
 
 def test_geodesic_distance_in_a_flat_image_is_the_city_block_distance():
     z, y, x = np.indices(SIZE)
-    found = geodesic_distance(torch.zeros(1, *SIZE), points((2, 3, 1)), chosen(True), rounds=1)[0].numpy()
+    found = distance_from(torch.zeros(1, *SIZE), points((2, 3, 1)), chosen(True), rounds=1)[0].numpy()
     np.testing.assert_allclose(found, abs(z - 2) + abs(y - 3) + abs(x - 1), atol=1e-4)
 
 
 def test_geodesic_distance_stops_at_a_wall():
     image = torch.zeros(1, 8, 8, 8)
     image[:, :, :, 4] = 2.0
-    distance = geodesic_distance(image, points((4, 4, 1)), chosen(True), edge_weight=20.0)[0]
+    distance = distance_from(image, points((4, 4, 1)), chosen(True), edge_weight=20.0)[0]
     assert distance[:, :, :4].max() <= 4 + 4 + 3
     assert distance[:, :, 5:].min() >= 80, "up and down the wall is 2 x 20 x 2"
     image[:, 0, :, 4] = 0.0
-    around = geodesic_distance(image, points((4, 4, 1)), chosen(True), edge_weight=20.0)[0]
+    around = distance_from(image, points((4, 4, 1)), chosen(True), edge_weight=20.0)[0]
     assert around[4, 4, 6] < 20, "through the gap and back: 4 + 5 + 4 steps"
 
 
 def test_geodesic_distance_without_a_click_is_far():
-    assert (geodesic_distance(random_image(0), points((1, 1, 1)), chosen(False)) == FAR).all()
+    assert (distance_from(random_image(0), points((1, 1, 1)), chosen(False)) == FAR).all()
     clicks = points((1, 1, 1)).repeat(2, 1, 1)
-    first, second = geodesic_distance(random_image(0, batch=2), clicks, torch.tensor([[True], [False]]))
+    first, second = distance_from(random_image(0, batch=2), clicks, torch.tensor([[True], [False]]))
     torch.testing.assert_close(second, torch.full(SIZE, FAR), atol=1e-2, rtol=0)
     assert first.max() < 0.5 * FAR
 
 
 def test_a_click_outside_counts_at_the_nearest_voxel():
     image = random_image(3)
-    outside = geodesic_distance(image, points((-4, 9, 2)), chosen(True))
-    torch.testing.assert_close(outside, geodesic_distance(image, points((0, 6, 2)), chosen(True)))
+    outside = distance_from(image, points((-4, 9, 2)), chosen(True))
+    torch.testing.assert_close(outside, distance_from(image, points((0, 6, 2)), chosen(True)))
 
 
-def test_squared_click_distance_against_brute_force():
+def test_ball_map_against_brute_force():
     clicks = [(1.25, 4.5, 0.0), (5.0, 0.5, 3.75), (-2.0, 3.0, 8.0), (2.0, 2.0, 2.0)]
     flags = (True, True, True, False)
-    found = squared_click_distance(points(*clicks), chosen(*flags), SIZE)[0].numpy()
+    found = ball_map(points(*clicks), chosen(*flags), SIZE)[0].numpy()
     grid = np.stack(np.indices(SIZE), axis=-1)
-    expected = min_over([((grid - click) ** 2).sum(-1) for click, flag in zip(clicks, flags) if flag])
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
-    assert (squared_click_distance(points((1, 1, 1)), chosen(False), SIZE) == FAR**2).all()
+    nearest = min_over([((grid - click) ** 2).sum(-1) for click, flag in zip(clicks, flags) if flag])
+    np.testing.assert_allclose(found, np.exp(-nearest / 9), rtol=1e-4, atol=1e-7)
+    assert (ball_map(points((1, 1, 1)), chosen(False), SIZE) == 0).all()
+
+
+def test_geodesic_distances_of_several_choices_are_those_of_each():
+    image, clicks = random_image(8, batch=2), torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(2)) * 5
+    choices = torch.tensor([[[True, False, True], [False] * 3], [[False, True, False], [True] * 3]])
+    together = geodesic_distance(path_costs(image), clicks, choices)
+    for found, which in zip(together, choices):
+        torch.testing.assert_close(found, distance_from(image, clicks, which))
+
+
+def test_keep_clicks_at_and_beyond_the_border():
+    logits = torch.zeros(1, 1, *SIZE)
+    kept = keep_clicks(logits, points((-0.4, 6.3, 2.0), (-5.0, -5.0, -5.0)), torch.tensor([[1, 0]]), radius=1.5)
+    grid = np.stack(np.indices(SIZE), axis=-1)
+    near = ((grid - np.array([-0.4, 6.3, 2.0])) ** 2).sum(-1) <= 1.5**2
+    np.testing.assert_array_equal(kept[0, 0].numpy(), np.where(near, 2.0, 0.0))
+    assert near.sum() == 5 and (logits == 0).all(), "the given logits stay as they were"
 
 
 def test_intensity_difference_against_brute_force():
@@ -188,9 +211,9 @@ def all_maps(image, clicks, labels):
     positive, negative = point_masks(labels)
     maps = []
     for which in (positive, negative):
-        maps.append(squared_click_distance(clicks, which, SIZE))
+        maps.append(ball_map(clicks, which, SIZE))
         maps.append(intensity_difference(image, clicks, which))
-        maps.append(geodesic_distance(image, clicks, which))
+        maps.append(distance_from(image, clicks, which))
     maps.append(box_map(clicks, labels, SIZE))
     maps.append(keep_clicks(image[:, None], clicks, labels)[:, 0])
     return torch.stack(maps, dim=1)
