@@ -2,6 +2,7 @@ set(MODULE_PYTHON_SCRIPTS
   FaMSAMSlicer.py
   FaMSAMSlicerLib/SegmentEditorFaMSAMEffect.py
   FaMSAMSlicerLib/__init__.py
+  FaMSAMSlicerLib/asking.py
   FaMSAMSlicerLib/controller.py
   FaMSAMSlicerLib/engine.py
   FaMSAMSlicerLib/panel.py
@@ -16,15 +17,27 @@ set(MODULE_PYTHON_SCRIPTS
   FaMSAMSlicerLib/segments.py
   FaMSAMSlicerLib/settings.py
   FaMSAMSlicerLib/spaces.py
+  FaMSAMSlicerLib/translation.py
+  FaMSAMSlicerLib/waiting.py
   famsam/__init__.py
-  famsam/bench.py
+  famsam/bench/__init__.py
+  famsam/bench/clicks.py
+  famsam/bench/machine.py
+  famsam/bench/models.py
+  famsam/bench/plot.py
+  famsam/bench/report.py
+  famsam/bench/run.py
+  famsam/bench/scaling.py
+  famsam/bench/timing.py
   famsam/checkpoints.py
   famsam/cli.py
+  famsam/cli_calibrate.py
   famsam/client.py
   famsam/compact_mask.py
   famsam/errors.py
   famsam/evaluation/__init__.py
   famsam/evaluation/baselines.py
+  famsam/evaluation/calibrate.py
   famsam/evaluation/clicks.py
   famsam/evaluation/dataset.py
   famsam/evaluation/harness.py
@@ -36,6 +49,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/model/__init__.py
   famsam/model/attention.py
   famsam/model/base.py
+  famsam/model/calibration.py
   famsam/model/config.py
   famsam/model/famsam.py
   famsam/model/famsam_encoder.py
@@ -73,14 +87,19 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/session.py
   famsam/training/__init__.py
   famsam/training/config.py
+  famsam/training/distill.py
+  famsam/training/learner.py
   famsam/training/losses.py
   famsam/training/plots.py
   famsam/training/pool.py
+  famsam/training/prompting.py
   famsam/training/sample.py
   famsam/training/scans.py
   famsam/training/synthetic.py
   famsam/training/targets.py
+  famsam/training/team.py
   famsam/training/trainer.py
+  famsam/uncertainty.py
   famsam/views.py
   famsam/volume.py
   )

@@ -1,7 +1,7 @@
 """Weights files: the one that ships, the published formats of SAM-Med3D and FastSAM3D, and our own safetensors.
 
 A safetensors file of ours holds in its metadata the model's name and configuration ("famsam_config"), the version
-that wrote it ("famsam_version") and where it comes from.
+that wrote it ("famsam_version"), where it comes from, and its calibration if it has one ("famsam_calibration").
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from torch import Tensor
 from . import __version__
 from .errors import CheckpointError, ConfigError
 from .model.base import PromptableModel
+from .model.calibration import Calibration
+from .model.config import from_plain, to_plain
 from .model.registry import MODEL_NAMES, build_model, config_from_dict, config_to_dict
 from .model.sam_layout import DECODER, ENCODER, as_full_layout, infer_config
 from .runtime import choose_device, choose_precision
@@ -27,6 +29,7 @@ from .safe_pickle import load_torch_file
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "famsam-s.safetensors"
 CONFIG_KEY = "famsam_config"
+CALIBRATION_KEY = "famsam_calibration"
 STATE_DICT_KEYS = ("model_state_dict", "state_dict")
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -86,6 +89,8 @@ def save_model(
         "famsam_version": __version__,
         "format": "pt",
     }
+    if model.calibration != Calibration():
+        description[CALIBRATION_KEY] = json.dumps(to_plain(model.calibration))
     unfinished = path.with_name(path.name + ".part")
     try:
         save_file(tensors, unfinished, metadata=description)
@@ -132,9 +137,14 @@ def _model_from(path: Path, teacher_path: Optional[Path]) -> PromptableModel:
         raise CheckpointError(f"{path} is a whole model; it takes no teacher. Leave {teacher_path} out.")
     try:
         name, config = config_from_dict(json.loads(metadata[CONFIG_KEY]))
+        calibration = Calibration()
+        if CALIBRATION_KEY in metadata:
+            calibration = from_plain(Calibration, json.loads(metadata[CALIBRATION_KEY]), "calibration")
     except (ConfigError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} holds a configuration that this famsam cannot read: {error}") from error
-    return _build(str(path), name, config, tensors)
+    model = _build(str(path), name, config, tensors)
+    model.calibration = calibration
+    return model
 
 
 def _published_model(path: Path, tensors: Tensors, teacher_path: Optional[Path]) -> PromptableModel:

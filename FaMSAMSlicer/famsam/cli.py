@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from . import __version__
+from .cli_calibrate import add_calibrate_arguments, calibrate
 from .errors import FamsamError
 from .server.command import add_serve_arguments, add_view_arguments, serve, view
 
@@ -162,6 +163,10 @@ def _evaluate(args: argparse.Namespace) -> None:
         print(report.to_markdown())
 
 
+def _calibrate(args: argparse.Namespace) -> None:
+    _report(args, *calibrate(args))
+
+
 # --- train ---
 
 
@@ -222,21 +227,31 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from .bench import CONFIGS, run_bench
+    from .bench import CONFIGS, BenchOptions, ScalingOptions, comparison_lines, read_report, run_bench
 
-    report = run_bench(
+    older = None if args.compare is None else read_report(args.compare)
+    options = BenchOptions(
         args.device,
         args.precision,
         args.threads,
         args.runs,
         tuple(args.volume),
+        tuple(args.config or CONFIGS),
+        args.model,
         args.ablation,
+        tuple(args.batch),
+        ScalingOptions(volume_xyz=tuple(args.volume)) if args.scaling or args.plot else None,
         not args.quiet,
-        args.config or CONFIGS,
     )
+    report = run_bench(options)
+    found = report.to_dict()
     if args.output is not None:
-        args.output.write_text(json.dumps(report.to_dict(), indent=1), encoding="utf-8")
-    _report(args, report.to_dict(), report.lines())
+        args.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    if args.plot is not None:
+        from .bench.plot import draw_scaling
+
+        draw_scaling(report.scaling, args.plot)
+    _report(args, found, report.lines() + (comparison_lines(found, older) if older else []))
 
 
 def _doctor(args: argparse.Namespace) -> None:
@@ -302,6 +317,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     _model_options(p, with_model=False)
 
+    p = _command(commands, "calibrate", _calibrate, "judge and correct probabilities and predicted IoU",
+                 "famsam calibrate cases/ --fit 'sts_*' -o calibration/ --save calibrated.safetensors --half")
+    add_calibrate_arguments(p)
+    _model_options(p)
+
     p = _command(commands, "train", _train, "train the default network; resumes what was cut off",
                  "famsam train runs/first --steps 6000 --labelled cases/ --time-limit-min 120")
     p.add_argument("run_directory", type=Path)
@@ -339,17 +359,24 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--teacher", type=Path, help="prompt encoder and decoder for a checkpoint that is an encoder alone")
     p.add_argument("--half", action="store_true", help="store the parameters as fp16")
 
-    p = _command(commands, "bench", _bench, "time the three configurations and whole clicks",
-                 "famsam bench --output bench.json")
+    p = _command(commands, "bench", _bench, "time the three models and whole clicks beside the machine's limits",
+                 "famsam bench --output bench.json --compare older.json\n"
+                 "a GPU:   famsam bench --device cuda --runs 30 --ablation --batch 1 --batch 8 --batch 32")
     p.add_argument("--config", action="append", choices=("famsam", "fastsam3d", "sam_med3d"), help="only this one; "
                    "repeatable")
     p.add_argument("--runs", type=int, default=7)
     p.add_argument("--threads", type=int, default=0, help="torch threads; 0: as torch chooses")
     p.add_argument("--volume", type=int, nargs=3, default=(512, 512, 300), metavar=("X", "Y", "Z"))
     p.add_argument("--ablation", action="store_true", help="also FastSAM3D's encoder, sparse x flash attention")
+    p.add_argument("--batch", type=int, action="append", default=[], help="also volumes a second with so many crops at "
+                   "a time, on a GPU as CUDA graphs too; repeatable")
+    p.add_argument("--scaling", action="store_true", help="also latency by size of the scan, points and segments "
+                   "(takes minutes)")
+    p.add_argument("--plot", type=Path, help="draw the scaling as a PNG")
     p.add_argument("--output", type=Path, help="write the JSON here as well")
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
-    _model_options(p, with_model=False)
+    p.add_argument("--compare", type=Path, metavar="OLD.json", help="an older run's JSON: what became faster or slower")
+    p.add_argument("--quiet", action="store_true", help="no progress")
+    _model_options(p)
 
     p = _command(commands, "view", view, "click in the browser", "famsam view scan.nii.gz")
     add_view_arguments(p)

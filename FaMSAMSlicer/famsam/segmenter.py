@@ -90,7 +90,7 @@ class Segmenter:
         self.voxels_zyx = frame.to_canonical(volume.voxels_zyx)
         self.chooser = ViewChooser(self.grid, self.options.views, model.spacing_mm, model.crop_size)
         self._embeddings: OrderedDict[CropBox, Embedding] = OrderedDict()
-        self._timings: Dict[str, float] = {}
+        self._timings = _no_timings()
 
     def start(self, mask: Optional[CompactMask] = None) -> Prediction:
         """The prediction before any prompt: empty, or a mask to refine."""
@@ -106,15 +106,15 @@ class Segmenter:
             base: the mask that the user started from, whose pieces are kept even without a click in them.
         """
         started = time.perf_counter()
-        self._timings = dict.fromkeys(("crop", "encode", "decode", "paste"), 0.0)
+        self._timings = _no_timings()
         view, logits, quality = self._best_look(prompts, previous)
         fine = self._refined(view, logits, prompts)
         with _Clock(self._timings, "paste"):
-            fine = self._own_pieces(fine, view, prompts, previous.mask, base)
-            mask = self._pasted(previous.mask, view, fine)
+            fine = self.own_pieces(fine, view, prompts, previous.mask, base)
+            mask = self.pasted(previous.mask, view, fine)
             mask = self._obeying(mask, prompts)
         self._timings["total"] = 1000 * (time.perf_counter() - started)
-        return Prediction(mask, view, logits.half().cpu(), quality, self._timings)
+        return Prediction(mask, view, logits.half().cpu(), self.model.calibration.iou(quality), self._timings)
 
     def _best_look(self, prompts: Prompts, previous: Prediction) -> Tuple[CropBox, Tensor, float]:
         """The view to go by, its logits and predicted IoU: of several looks the one that the model trusts most.
@@ -168,16 +168,15 @@ class Segmenter:
 
     def _look(self, view: CropBox, prompts: Prompts, previous: Prediction) -> Tuple[Tensor, float]:
         """Logits (1, 1, n, n, n) and the predicted IoU of the object in a view."""
-        embedding = self._embedding(view)
-        prior: Optional[Tensor] = None
-        if previous.mask.box_zyx is not None:
-            if previous.view == view and previous.logits is not None:
-                prior = previous.logits.to(self.model.device, torch.float32)
-            else:
-                prior = self._as_prior(previous.mask, view)
-        return self._decode(embedding, view, prompts, prior)
+        return self.decode(self.embedding(view), view, prompts, self.prior(view, previous))
 
-    def _as_prior(self, mask: CompactMask, view: CropBox) -> Optional[Tensor]:
+    def prior(self, view: CropBox, previous: Prediction) -> Optional[Tensor]:
+        """The previous logits to decode a view with: those of a prediction, or its mask; None if it has none there."""
+        if previous.view == view and previous.logits is not None and previous.mask.box_zyx is not None:
+            return previous.logits.to(self.model.device, torch.float32)
+        return self.as_prior(previous.mask, view)
+
+    def as_prior(self, mask: CompactMask, view: CropBox) -> Optional[Tensor]:
         """A mask as previous logits of a view; None if nothing of it is in the view."""
         if mask.box_zyx is None:
             return None
@@ -190,7 +189,8 @@ class Segmenter:
             return None
         return (PRIOR_LOGIT * (2 * share - 1)).to(self.model.device)[None, None]
 
-    def _embedding(self, view: CropBox) -> Embedding:
+    def embedding(self, view: CropBox) -> Embedding:
+        """What the encoder makes of a view, from the cache or anew."""
         if view in self._embeddings:
             self._embeddings.move_to_end(view)
             return self._embeddings[view]
@@ -205,9 +205,10 @@ class Segmenter:
             self._embeddings.popitem(last=False)
         return embedding
 
-    def _decode(
+    def decode(
         self, embedding: Embedding, view: CropBox, prompts: Prompts, prior: Optional[Tensor]
     ) -> Tuple[Tensor, float]:
+        """Logits (1, 1, n, n, n) and the predicted IoU of one set of prompts; ``prior`` are the previous logits."""
         points, labels = self._points_in(view, prompts)
         with _Clock(self._timings, "decode"), autocast(self.model.device, self.model.precision):
             given = self.model.first_mask_logits() if prior is None else self._oriented(prior)
@@ -257,12 +258,12 @@ class Segmenter:
             centre_crop = (np.array(origin) + (n - 1) / 2 + 0.5) * view.size / (n * factor) - 0.5
             z, y, x = (float(c) for c in view.points_from_crop(centre_crop, self.grid))
             tile = CropBox((z, y, x), view.spacing_mm / factor, view.size)
-            part, _ = self._decode(self._embedding(tile), tile, prompts, whole[where].clamp(-6, 6))
+            part, _ = self.decode(self.embedding(tile), tile, prompts, whole[where].clamp(-6, 6))
             total[where] += taper * part
             weight[where] += taper
         return total / weight
 
-    def _own_pieces(
+    def own_pieces(
         self, logits: Tensor, view: CropBox, prompts: Prompts, before: CompactMask, base: CompactMask
     ) -> Tensor:
         """Logits without the pieces that hold neither a positive prompt nor a part of the mask started from.
@@ -288,7 +289,7 @@ class Segmenter:
         region = view.image_box(self.grid)
         goes_on = union(before.box_zyx, region) != region
         for mask, inner in [(base, slice(0, 0)), (before, slice(1, -1))][: 1 + goes_on]:
-            prior = self._as_prior(mask, view)
+            prior = self.as_prior(mask, view)
             if prior is not None:
                 kept = F.interpolate(prior, size=(n, n, n), mode="nearest")[0, 0].cpu().numpy() > 0
                 kept[inner, inner, inner] = False
@@ -299,7 +300,7 @@ class Segmenter:
         others = foreground & ~np.isin(pieces, list(owned))
         return logits.masked_fill(torch.from_numpy(others).to(logits.device)[None, None], -PRIOR_LOGIT)
 
-    def _pasted(self, mask: CompactMask, view: CropBox, logits: Tensor) -> CompactMask:
+    def pasted(self, mask: CompactMask, view: CropBox, logits: Tensor) -> CompactMask:
         """The mask with everything in the view replaced."""
         region = view.image_box(self.grid)
         if region is None:
@@ -319,6 +320,10 @@ class Segmenter:
                 cell: Box = (index, (index[0] + 1, index[1] + 1, index[2] + 1))
                 mask = mask.replaced(cell, np.full((1, 1, 1), inside), index)
         return mask
+
+
+def _no_timings() -> Dict[str, float]:
+    return dict.fromkeys(("crop", "encode", "decode", "paste"), 0.0)
 
 
 class _Clock:

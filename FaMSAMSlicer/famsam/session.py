@@ -18,6 +18,7 @@ from .geometry import Box, box_slices
 from .model.base import PromptableModel
 from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE
 from .segmenter import Prediction, Prompts, Segmenter, SegmenterOptions
+from .uncertainty import Uncertainty, uncertainty_of
 from .volume import Volume
 
 Point3 = Sequence[float]
@@ -159,6 +160,26 @@ class Session:
     @property
     def can_redo(self) -> bool:
         return self._state is not self._history[-1]
+
+    def uncertainty(self, decodes: int = 6) -> Uncertainty:
+        """How sure the model is of the result as it stands, voxel by voxel, where it last looked.
+
+        Args:
+            decodes: 1 for the probabilities behind the mask, which cost no decoding; more for their mean over so many
+                decodes with clicks moved a little, half of them without the mask before.
+
+        Raises:
+            SessionError: no prompt has been given since the scan was set, or the mask was set or reset.
+            PromptError: ``decodes`` is below 1.
+        """
+        state = self._state
+        if not state.prompts:
+            raise SessionError("Expected a prompt before asking for the uncertainty of its result: click first.")
+        if decodes < 1:
+            raise PromptError(f"Expected at least 1 decode for the uncertainty, got {decodes}.")
+        assert self._segmenter is not None
+        prompts, frame = self._canonical(state.prompts), self.volume.canonical
+        return uncertainty_of(self._segmenter, prompts, state.predictions[-2:], state.base, decodes, frame)
 
     # --- prompts ---
 

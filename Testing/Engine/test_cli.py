@@ -22,7 +22,7 @@ from tiny_models import tiny_model
 SMALL = FamsamConfig(
     stem_channels=(8, 8, 8, 8), token_channels=16, depth=1, heads=2, decoder_channels=(8, 8, 16), decoder_depth=1
 )
-COMMANDS = ("segment", "view", "serve", "evaluate", "train", "gallery", "convert", "bench", "doctor")
+COMMANDS = ("segment", "view", "serve", "evaluate", "calibrate", "train", "gallery", "convert", "bench", "doctor")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

@@ -159,7 +159,7 @@ def find_cases(directory: Union[str, Path], options: Optional[DatasetOptions] = 
     kept = [
         case
         for case in cases
-        if (not options.include or _matches(case.name, options.include)) and not _matches(case.name, options.exclude)
+        if (not options.include or matches(case.name, options.include)) and not matches(case.name, options.exclude)
     ]
     if not kept:
         raise DatasetError(
@@ -242,5 +242,5 @@ def _label_names(path: Path, key: str) -> Dict[int, str]:
     return {int(label): name for label, name in turned if label.isdigit()}
 
 
-def _matches(name: str, patterns: Sequence[str]) -> bool:
+def matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

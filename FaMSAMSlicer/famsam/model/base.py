@@ -9,6 +9,8 @@ from typing import Any, Optional, Tuple
 import torch
 from torch import Tensor, nn
 
+from .calibration import Calibration
+
 
 @dataclass
 class Embedding:
@@ -50,6 +52,9 @@ class PromptableModel(nn.Module, ABC):
     precision: str = "fp32"
     """What ``runtime.autocast(model.device, model.precision)`` is given around ``encode`` and ``decode``; set by
     ``load_model``. The parameters themselves stay fp32."""
+
+    calibration: Calibration = Calibration()
+    """Corrects probabilities and predicted IoU outside of the network; comes with the weights file."""
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,45 @@
+"""``famsam calibrate``: judge, and correct, what a model says about its own results."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+
+def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``famsam calibrate``, but for those that choose the model."""
+    parser.add_argument("directory", type=Path, help="folder of labelled cases, as for evaluate")
+    parser.add_argument("-o", "--output", type=Path, default=Path("calibration"), help="folder for the report")
+    parser.add_argument("--fit", action="append", default=[], metavar="PATTERN",
+                        help="names of cases to fit on, the others are judged on; repeatable. Without it, the model's "
+                        "own calibration is judged on all cases")
+    parser.add_argument("--save", type=Path, help="write the model with its new calibration as .safetensors")
+    parser.add_argument("--half", action="store_true", help="store its parameters as fp16")
+    parser.add_argument("--clicks", type=int, default=5)
+    parser.add_argument("--include", action="append", default=[], help="pattern of case names")
+    parser.add_argument("--exclude", action="append", default=[], help="pattern of case names")
+    parser.add_argument("--exclude-file", type=Path, help="case names to leave out, one a line (those trained on)")
+    parser.add_argument("--max-structures", type=int, default=3, help="at most so many structures a case")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def calibrate(args: argparse.Namespace) -> Tuple[Dict[str, Any], List[str]]:
+    """Run ``famsam calibrate``; returns what it found as JSON-able data and as lines of text."""
+    from .checkpoints import load_model, save_model
+    from .evaluation.calibrate import CalibrationOptions, CalibrationReport, fit_calibration, observe, split_cases
+    from .evaluation.dataset import DatasetOptions, find_cases, read_exclude_file
+
+    exclude = tuple(args.exclude) + (read_exclude_file(args.exclude_file) if args.exclude_file else ())
+    dataset = DatasetOptions(tuple(args.include), exclude, args.max_structures)
+    options = CalibrationOptions(dataset, args.clicks, progress=not args.quiet)
+    fitted, judged = split_cases(find_cases(args.directory, dataset), args.fit)
+    model = load_model(args.model, args.device, args.precision)
+    if fitted:
+        model.calibration = fit_calibration(observe(model, fitted, options))
+    report = CalibrationReport(model.calibration, observe(model, judged, options), [case.name for case in fitted])
+    files = report.write(args.output)
+    if args.save is not None:
+        save_model(model, args.save, {"calibrated_on": ", ".join(report.fitted_on)}, args.half)
+    summary = {**report.to_dict(), "files": [str(path) for path in files], "weights": args.save and str(args.save)}
+    return summary, [report.to_markdown(), *(f"wrote {path}" for path in [*files, *([args.save] if args.save else [])])]

@@ -1,0 +1,106 @@
+"""How sure the model is of a result, voxel by voxel.
+
+The maps of the peers repeat a whole prediction up to a hundred times. Here the scan is encoded once, as for the result
+itself, and only the small decoder runs again: a handful of times, with clicks where a user could have put them as well.
+"""
+
+from __future__ import annotations
+
+from typing import Optional, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .compact_mask import CompactMask
+from .geometry import Box, CanonicalFrame
+from .model.calibration import logit
+from .resample import CropBox, paste_logits, sample_logits
+from .segmenter import Prediction, Prompts, Segmenter
+
+LEAST_PROBABILITY = 0.01
+"""Outside of the box of a map no voxel is more probable than this, as far as the model looked."""
+JITTER_CROP_VOXELS = 2.0
+"""Standard deviation of the displacement of a click, along each axis."""
+
+
+class Uncertainty:
+    """The probability of each voxel around a result.
+
+    Attributes:
+        box_zyx: half-open box of the image grid that the maps cover; None if the model saw nothing where it looked.
+        probability_zyx: float32 of the box's size: the calibrated probability that a voxel belongs to the structure.
+    """
+
+    def __init__(self, frame: CanonicalFrame, canonical_box: Optional[Box], canonical_zyx: NDArray[np.float32]) -> None:
+        self._voxel_ml = float(np.prod(frame.grid.spacing_zyx_mm)) / 1000
+        self.box_zyx = None if canonical_box is None else frame.native_box(canonical_box)
+        self.probability_zyx = np.ascontiguousarray(frame.from_canonical(canonical_zyx))
+
+    @property
+    def entropy_zyx(self) -> NDArray[np.float32]:
+        """Doubt in bits, float32 of the box's size: 0 where the model is sure of yes or no, 1 where it cannot tell."""
+        p = np.clip(self.probability_zyx, 1e-6, 1 - 1e-6)
+        return np.asarray(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)), dtype=np.float32)
+
+    @property
+    def expected_ml(self) -> float:
+        """The structure's volume to expect: the sum of all probabilities, in millilitres."""
+        return float(self.probability_zyx.sum(dtype=np.float64)) * self._voxel_ml
+
+
+@torch.inference_mode()
+def uncertainty_of(
+    segmenter: Segmenter,
+    prompts: Prompts,
+    steps: Sequence[Prediction],
+    base: CompactMask,
+    decodes: int,
+    frame: CanonicalFrame,
+) -> Uncertainty:
+    """The probabilities behind the last prediction, see ``Session.uncertainty``; the same at every call.
+
+    Args:
+        segmenter: of the scan.
+        prompts: all prompts, the newest last.
+        steps: the prediction before the newest prompt, and the one after it.
+        base: the mask that the user started from.
+        decodes: so many, the one behind the prediction among them.
+        frame: the scan's.
+    """
+    before, last = steps
+    assert last.view is not None and last.logits is not None
+    answers = [last.logits.to(segmenter.model.device, torch.float32)]
+    prior = segmenter.prior(last.view, before)
+    for number in range(1, decodes):
+        moved = _jittered(prompts, last.view, segmenter, seed=number)
+        given = prior if number % 2 == 0 else None
+        answers.append(segmenter.decode(segmenter.embedding(last.view), last.view, moved, given)[0])
+    mean = answers[0] if len(answers) == 1 else torch.stack([a.sigmoid() for a in answers]).mean(0).logit(eps=1e-4)
+    calibration = segmenter.model.calibration
+    mean = _without_other_pieces(mean, segmenter.own_pieces(mean, last.view, prompts, before.mask, base))
+    calibrated = (mean * calibration.mask_scale + calibration.mask_shift)[0, 0]
+    _, box = paste_logits(calibrated, segmenter.grid, last.view, threshold=float(logit(LEAST_PROBABILITY)))
+    canonical = np.zeros((0, 0, 0), dtype=np.float32)
+    if box is not None:
+        canonical = sample_logits(calibrated, segmenter.grid, last.view, box).sigmoid_().numpy()
+    return Uncertainty(frame, box, canonical)
+
+
+def _jittered(prompts: Prompts, view: CropBox, segmenter: Segmenter, seed: int) -> Prompts:
+    """The prompts displaced at random, within the scan."""
+    step_zyx = JITTER_CROP_VOXELS * view.spacing_mm / segmenter.grid.spacing_zyx_mm
+    moved = prompts.points_zyx + step_zyx * np.random.default_rng(seed).normal(size=prompts.points_zyx.shape)
+    return Prompts(moved.clip(0, np.asarray(segmenter.grid.size_zyx) - 1), prompts.labels)
+
+
+def _without_other_pieces(logits: Tensor, own: Tensor) -> Tensor:
+    """Logits that are low in the pieces that the result leaves out, and in the doubtful rim around them."""
+    dropped = ((logits > 0) & (own <= 0)).float()
+    if not bool(dropped.any()):
+        return logits
+    rim = F.max_pool3d(dropped, 7, stride=1, padding=3) > 0
+    kept = F.max_pool3d((own > 0).float(), 3, stride=1, padding=1) > 0
+    return logits.masked_fill(rim & ~kept, -20.0)
