@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import selectors
 import ssl
 import threading
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
@@ -111,7 +112,7 @@ class Connection:
             content = chunks
         elif body is not None:
             headers["Content-Type"], content = "application/json", json.dumps(body).encode()
-        status, kind, answer = self._exchange(method, path, content, headers, may_repeat=chunks is None)
+        status, kind, answer = self._exchange(method, path, content, headers)
         parsed = json.loads(answer) if kind.startswith("application/json") and answer else answer
         if status >= 400:
             problem = parsed if isinstance(parsed, dict) else {}
@@ -123,23 +124,19 @@ class Connection:
         """Close this thread's connection."""
         self._of_thread.kept = None
 
-    def _exchange(
-        self, method: str, path: str, content: Any, headers: Dict[str, str], may_repeat: bool
-    ) -> Tuple[int, str, bytes]:
-        owned: Optional[_Kept] = getattr(self._of_thread, "kept", None)
-        fresh = owned is None
-        if owned is None:
-            owned = self._of_thread.kept = _Kept(self._connect())
-        kept = owned.connection
+    def _exchange(self, method: str, path: str, content: Any, headers: Dict[str, str]) -> Tuple[int, str, bytes]:
+        kept: Optional[_Kept] = getattr(self._of_thread, "kept", None)
+        if kept is None or kept.was_closed():
+            kept = self._of_thread.kept = _Kept(self._connect())
+        connection = kept.connection
         try:
-            kept.request(method, path, body=content, headers=headers, encode_chunked="Transfer-Encoding" in headers)
-            answer = kept.getresponse()
+            connection.request(
+                method, path, body=content, headers=headers, encode_chunked="Transfer-Encoding" in headers
+            )
+            answer = connection.getresponse()
             return answer.status, answer.headers.get("Content-Type", ""), answer.read()
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            if isinstance(error, http.client.RemoteDisconnected) and not fresh and may_repeat:
-                # The server closed the kept connection while it was idle: nothing was asked on it yet.
-                return self._exchange(method, path, content, headers, may_repeat=False)
             if isinstance(error, ssl.SSLCertVerificationError):
                 raise ConnectionLostError(
                     f"the certificate of {self.address} cannot be trusted: {error.verify_message}. Check the address; "
@@ -161,6 +158,14 @@ class _Kept:
 
     def __init__(self, connection: http.client.HTTPConnection) -> None:
         self.connection = connection
+
+    def was_closed(self) -> bool:
+        """Whether the server closed it while it was idle; else there is nothing to read yet."""
+        if self.connection.sock is None:
+            return True
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.connection.sock, selectors.EVENT_READ)
+            return bool(selector.select(timeout=0))
 
     def __del__(self) -> None:
         self.connection.close()
@@ -229,6 +234,7 @@ class RemoteSession:
         self._volume: Optional[Volume] = None
         self._volume_id: Optional[str] = None
         self._session_id: Optional[str] = None
+        self._left_id: Optional[str] = None  # a session that may have done what its answer did not get here to tell
         self._history: List[Optional[Dict[str, Any]]] = [None]  # the state after every step; None: before the first
         self._at = 0
         self._known = (0, 0)  # the steps that the server's own history holds, first and last
@@ -268,11 +274,15 @@ class RemoteSession:
         """Let the server forget the session; its scan goes when nobody uses it any more."""
         with self._lock:
             session_id, self._session_id, self._volume_id = self._session_id, None, None
-            if session_id is not None:
-                try:
-                    self.connection.request("DELETE", f"/v1/sessions/{session_id}")
-                except (ServerRefusal, ConnectionLostError):
-                    return  # it is gone already, or will expire
+            self._end(session_id)
+
+    def _end(self, session_id: Optional[str]) -> None:
+        self._left_id = None
+        if session_id is not None:
+            try:
+                self.connection.request("DELETE", f"/v1/sessions/{session_id}")
+            except (ServerRefusal, ConnectionLostError):
+                return  # it is gone already, or will expire
 
     # --- what is there ---
 
@@ -414,6 +424,9 @@ class RemoteSession:
                 self._open()
         try:
             return self._sent(*request())
+        except ConnectionLostError:
+            self._left_id, self._session_id = self._session_id, None  # the next verb begins anew from the prompts
+            raise
         except ServerRefusal as refusal:
             if refusal.code != "not_found":
                 raise
@@ -447,6 +460,7 @@ class RemoteSession:
             self._volume_id = self.connection.request("POST", "/v1/volumes", chunks=chunks)["id"]
             opened = self.connection.request("POST", f"/v1/volumes/{self._volume_id}/sessions")
         self._session_id = opened["id"]
+        self._end(self._left_id)
         self._known = (self._at, self._at)
         state = self._history[self._at]
         if state is not None:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent / "server"))
 from famsam.server.app import create_app  # noqa: E402
 from famsam.server.limits import Limits  # noqa: E402
 from famsam.server.security import Access  # noqa: E402
-from server_fixtures import CENTRE_RAS_MM, RAS_FROM_IJK, ball_zyx, live  # noqa: E402
+from server_fixtures import CENTRE_RAS_MM, RAS_FROM_IJK, Relay, ball_zyx, live  # noqa: E402
 
 OBLIQUE = np.array([[0.9, -0.3, 0.1, 7], [0.3, 1.4, 0, -3], [-0.1, 0.2, 2.4, 11], [0, 0, 0, 1.0]])  # sheared as well
 
@@ -136,6 +136,44 @@ def test_a_restarted_server_goes_on_from_the_prompts(model: Any) -> None:
         np.testing.assert_array_equal(remote.redo().mask_zyx, after)
         np.testing.assert_array_equal(remote.undo().mask_zyx, before)
         remote.connection.close()
+
+
+@pytest.fixture
+def relayed(server: Any) -> Iterator[Any]:
+    """A session that reaches the server through a relay, and the relay."""
+    relay = Relay(server.base_url.port)
+    with closing(relay), closing(Connection(relay.address)) as connection:
+        session = RemoteSession(connection)
+        session.set_image(Volume(ball_zyx(), RAS_FROM_IJK))
+        yield session, relay
+        session.close()
+
+
+def test_a_verb_whose_answer_was_lost_counts_once(relayed: Any, server: Any, model: Any) -> None:
+    remote, relay = relayed
+    remote.add_point(CENTRE_RAS_MM)
+    left = remote._session_id
+    relay.swallows_next_answer = True
+    other = (RAS_FROM_IJK @ (4, 4, 4, 1))[:3]
+    with pytest.raises(ConnectionLostError):
+        remote.add_point(other, positive=False)
+    assert len(server.get(f"/v1/sessions/{left}/state").json()["state"]["prompts"]) == 2  # it had been carried out
+    seen = remote.add_point(other, positive=False)
+    state = server.get(f"/v1/sessions/{remote._session_id}/state").json()["state"]
+    assert len(state["prompts"]) == len(remote.prompts) == 2
+    assert server.get(f"/v1/sessions/{left}/state").status_code == 404
+    local = Session(model)
+    local.set_image(remote.volume)
+    local.add_point(CENTRE_RAS_MM)
+    np.testing.assert_array_equal(seen.mask_zyx, local.add_point(other, positive=False).mask_zyx)
+
+
+def test_connections_that_were_closed_while_idle_go_unnoticed(relayed: Any) -> None:
+    remote, relay = relayed
+    for count in (1, 2):
+        relay.drop_connections()
+        remote.add_point(CENTRE_RAS_MM)
+        assert len(remote.prompts) == count
 
 
 def test_a_session_that_expired_is_opened_again(server: Any, remote: RemoteSession) -> None:

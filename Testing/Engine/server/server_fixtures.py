@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import socket
 import threading
 import time
 import zipfile
-from contextlib import contextmanager
-from typing import Any, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Iterator, List
 
 import httpx
 import nibabel
@@ -97,3 +98,47 @@ def live(app: Any, **headers: str) -> Iterator[httpx.Client]:
 
 def upload(client: httpx.Client, content: Any) -> httpx.Response:
     return client.post("/v1/volumes", content=content, headers={"content-type": "application/octet-stream"})
+
+
+class Relay:
+    """A listener in front of a server that can drop connections, with or without the answers that are on their way."""
+
+    def __init__(self, port: int) -> None:
+        self._target = ("127.0.0.1", port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._open: List[socket.socket] = []
+        self.swallows_next_answer = False
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def drop_connections(self) -> None:
+        for end in self._open:
+            with suppress(OSError):  # it is closed already
+                end.shutdown(socket.SHUT_RDWR)
+        self._open = []
+
+    def close(self) -> None:
+        self.drop_connections()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed: over
+            while True:
+                client = self._listener.accept()[0]
+                server = socket.create_connection(self._target)
+                self._open += [client, server]
+                for ends in ((client, server, False), (server, client, True)):
+                    threading.Thread(target=self._pump, args=ends, daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
+        with source, suppress(OSError):
+            while True:
+                data = source.recv(1 << 16)
+                if answers and data and self.swallows_next_answer:
+                    self.swallows_next_answer = False
+                    data = b""
+                if not data:
+                    sink.shutdown(socket.SHUT_RDWR)
+                    return
+                sink.sendall(data)
