@@ -15,8 +15,8 @@ const STEPS: Record<string, Vec3> = {
 export function keyboard(page: Page): void {
   const actions: Record<string, (shift: boolean) => void> = {
     enter: (shift) => page.clickAtCrosshair(shift),
-    z: (shift) => (shift ? page.redo() : page.undo()),
-    y: () => page.redo(),
+    z: (shift) => page.walk(shift ? "redo" : "undo"),
+    y: () => page.walk("redo"),
     delete: () => page.removeLast(),
     i: () => page.setTool("include"),
     e: () => page.setTool("exclude"),

@@ -1,9 +1,8 @@
 // The overlay: every segment's mask, drawn through NiiVue's drawing layer and updated in place, box by box.
 
 import { type Niivue } from "@niivue/niivue";
-import type { Vec3 } from "./geometry";
 import { BitMask } from "./bits";
-import type { Grid } from "./geometry";
+import type { Grid, Vec3 } from "./geometry";
 
 export type Box = [Vec3, Vec3]; // half-open, (z, y, x) in the scan's own order, as the server has it
 
@@ -14,7 +13,7 @@ const TEXTURE_UNIT_OF_DRAWING = 33991; // where NiiVue keeps its drawing
 
 interface Layer {
   mask: BitMask;
-  visible: boolean;
+  box: Box | null; // holds all that the mask ever held
 }
 
 export class LabelOverlay {
@@ -37,24 +36,28 @@ export class LabelOverlay {
 
   add(label: number): void {
     const [nx, ny, nz] = this.grid.displaySize;
-    this.layers.set(label, { mask: new BitMask(nx * ny * nz), visible: true });
+    this.layers.set(label, { mask: new BitMask(nx * ny * nz), box: null });
   }
 
   remove(label: number): void {
+    const box = this.layers.get(label)?.box ?? null;
     this.layers.delete(label);
-    this.redraw();
+    this.order = this.order.filter((one) => one !== label);
+    this.relabel(box);
   }
 
   /** Which segments are shown, the last on top. */
   arrange(order: { label: number; visible: boolean }[]): void {
-    for (const { label, visible } of order) this.layers.get(label)!.visible = visible;
     this.order = order.filter((one) => one.visible).map((one) => one.label);
-    this.redraw();
+    this.relabel([...this.layers.values()].reduce<Box | null>((whole, { box }) => union(whole, box), null));
   }
 
   clear(label: number): void {
-    this.layers.get(label)?.mask.clear();
-    this.redraw();
+    const layer = this.layers.get(label);
+    if (!layer) return;
+    layer.mask.clear();
+    this.relabel(layer.box);
+    layer.box = null;
   }
 
   /** Put a box of a segment's mask in place; bits as the server sends them. */
@@ -62,11 +65,15 @@ export class LabelOverlay {
     const layer = this.layers.get(label);
     if (!layer) return;
     this.endPreview();
-    let n = 0;
-    this.walk(box, (index) => {
-      layer.mask.set(index, ((bits[n >>> 3] >>> (n & 7)) & 1) === 1);
-      n++;
-      this.labels[index] = this.labelAt(index);
+    layer.box = union(layer.box, box);
+    const { mask } = layer;
+    this.rows(box, (first, step, count, n) => {
+      for (let index = first; count > 0; count--, index += step, n++) {
+        const value = ((bits[n >>> 3] >>> (n & 7)) & 1) === 1;
+        if (mask.get(index) === value) continue;
+        mask.set(index, value);
+        this.labels[index] = this.labelAt(index);
+      }
     });
     this.send(box);
   }
@@ -76,11 +83,12 @@ export class LabelOverlay {
     const layer = this.layers.get(label);
     if (!layer) return;
     this.endPreview();
-    let n = 0;
-    this.walk(box, (index) => {
-      const would = ((bits[n >>> 3] >>> (n & 7)) & 1) === 1;
-      n++;
-      if (would !== layer.mask.get(index)) this.labels[index] = would ? PREVIEW_ADDS : PREVIEW_REMOVES;
+    const { mask } = layer;
+    this.rows(box, (first, step, count, n) => {
+      for (let index = first; count > 0; count--, index += step, n++) {
+        const would = ((bits[n >>> 3] >>> (n & 7)) & 1) === 1;
+        if (mask.get(index) !== would) this.labels[index] = would ? PREVIEW_ADDS : PREVIEW_REMOVES;
+      }
     });
     this.previewed = box;
     this.send(box);
@@ -90,10 +98,7 @@ export class LabelOverlay {
     const box = this.previewed;
     if (!box) return false;
     this.previewed = null;
-    this.walk(box, (index) => {
-      this.labels[index] = this.labelAt(index);
-    });
-    this.send(box);
+    this.relabel(box);
     return true;
   }
 
@@ -117,28 +122,23 @@ export class LabelOverlay {
     return 0;
   }
 
-  private walk(box: Box, visit: (index: number) => void): void {
-    const [[z0, y0, x0], [z1, y1, x1]] = box;
+  /** The rows of a box as the server sends them: where one begins, its step and length, and its first bit's number. */
+  private rows([[z0, y0, x0], [z1, y1, x1]]: Box, visit: (first: number, step: number, count: number, n: number) => void): void {
     const [sx, sy, sz] = this.steps;
-    for (let z = z0; z < z1; z++) {
-      for (let y = y0; y < y1; y++) {
-        let index = this.base + z * sz + y * sy + x0 * sx;
-        for (let x = x0; x < x1; x++, index += sx) visit(index);
-      }
+    const count = x1 - x0;
+    for (let z = z0, n = 0; z < z1; z++) {
+      for (let y = y0; y < y1; y++, n += count) visit(this.base + z * sz + y * sy + x0 * sx, sx, count, n);
     }
   }
 
-  private redraw(): void {
-    const [nx, ny, nz] = this.grid.size;
-    this.previewed = null;
-    const whole: Box = [
-      [0, 0, 0],
-      [nz, ny, nx],
-    ];
-    this.walk(whole, (index) => {
-      this.labels[index] = this.labelAt(index);
+  /** Draw a box anew from the masks. */
+  private relabel(box: Box | null): void {
+    this.endPreview();
+    if (!box) return;
+    this.rows(box, (first, step, count) => {
+      for (let index = first; count > 0; count--, index += step) this.labels[index] = this.labelAt(index);
     });
-    this.send(whole);
+    this.send(box);
   }
 
   /** Only the box goes to the graphics memory. */
@@ -178,4 +178,9 @@ export class LabelOverlay {
   count(label: number): number {
     return this.labels.reduce((sum, one) => sum + (one === label ? 1 : 0), 0);
   }
+}
+
+function union(a: Box | null, b: Box | null): Box | null {
+  if (!a || !b) return a ?? b;
+  return [a[0].map((n, k) => Math.min(n, b[0][k])) as Vec3, a[1].map((n, k) => Math.max(n, b[1][k])) as Vec3];
 }

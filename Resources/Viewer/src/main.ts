@@ -45,11 +45,11 @@ class Page {
       drag: (index, ras, finished) => void this.drag(index, ras, finished),
       remove: (index) => this.act("DELETE", `/points/${index}`),
     });
-    this.work = new Work(
-      new Api(sessionStorage.getItem(TOKEN_KEY)),
-      (lost) => (lost ? this.alert("The connection to the server is lost. Work goes on when it is back.") : this.alert(null)),
-      (segment, update) => this.restored(segment, update),
-    );
+    this.work = new Work(new Api(sessionStorage.getItem(TOKEN_KEY)), {
+      connection: (lost) => this.connection(lost),
+      login: () => this.askForToken(),
+      restored: (segment, update) => this.restored(segment, update),
+    });
   }
 
   async start(): Promise<void> {
@@ -128,18 +128,28 @@ class Page {
   }
 
   /** A verb of the active segment, after those before it. Its mark shows at once, its mask when the answer is here. */
-  act(method: string, path: string, body?: unknown, mark?: SessionState["prompts"][number]): void {
+  act(method: string, path: string, body?: object, mark?: SessionState["prompts"][number]): void {
     const segment = this.work.segment;
     if (!segment || !this.overlay) return;
-    const began = performance.now();
     if (mark) this.viewer.mark([...(segment.state?.prompts ?? []), mark]);
+    this.enqueue(segment, () => this.work.verb(segment, method, path, body));
+  }
+
+  walk(which: "undo" | "redo"): void {
+    const segment = this.work.segment;
+    if (segment) this.enqueue(segment, () => this.work.walk(segment, which));
+  }
+
+  private enqueue(segment: Segment, ask: () => Promise<Update | null>): void {
+    const began = performance.now();
     this.waiting++;
     this.status("Segmenting…");
     this.queue = this.queue.then(() =>
       this.guard(async () => {
         try {
-          const update = await this.work.verb(segment, method, path, body);
-          await this.apply(segment, update, began);
+          const update = await ask();
+          if (update) await this.apply(segment, update, began);
+          else this.status("");
         } finally {
           this.waiting--;
           this.refresh();
@@ -176,8 +186,8 @@ class Page {
       this.drags = null;
       const began = performance.now();
       await this.guard(async () => {
-        const body = { point_ras_mm: ras, continues: continues || sameDrag };
-        await this.apply(segment, await this.work.verb(segment, "PUT", `/points/${index}`, body), began);
+        const body = { point_ras_mm: ras };
+        await this.apply(segment, await this.work.verb(segment, "PUT", `/points/${index}`, body, continues || sameDrag), began);
       });
       this.refresh();
     }
@@ -269,8 +279,8 @@ class Page {
     });
     const prompts = segment?.state?.prompts ?? [];
     if (!this.waiting) this.viewer.mark(segment?.visible ? prompts : []);
-    $<HTMLButtonElement>("undo").disabled = !segment?.canUndo;
-    $<HTMLButtonElement>("redo").disabled = !segment?.canRedo;
+    $<HTMLButtonElement>("undo").disabled = !segment?.past.length;
+    $<HTMLButtonElement>("redo").disabled = !segment?.future.length;
     $<HTMLButtonElement>("reset").disabled = !segment?.voxels && !prompts.length;
     $<HTMLButtonElement>("add-segment").disabled = !this.overlay;
     const empty = segments.every((one) => !one.voxels);
@@ -312,14 +322,6 @@ class Page {
     if (count) this.act("DELETE", `/points/${count - 1}`);
   }
 
-  undo(): void {
-    if (this.work.segment?.canUndo || this.waiting) this.act("POST", "/undo");
-  }
-
-  redo(): void {
-    if (this.work.segment?.canRedo) this.act("POST", "/redo");
-  }
-
   help(): void {
     $<HTMLDialogElement>("help-dialog").showModal();
   }
@@ -339,8 +341,8 @@ class Page {
       file.value = "";
     });
     for (const tool of ["include", "exclude", "box"] as const) on(tool, () => this.setTool(tool));
-    on("undo", () => this.undo());
-    on("redo", () => this.redo());
+    on("undo", () => this.walk("undo"));
+    on("redo", () => this.walk("redo"));
     on("reset", () => this.act("POST", "/reset"));
     on("add-segment", () => this.addSegment());
     on("help", () => this.help());
@@ -393,6 +395,13 @@ class Page {
 
   // --- telling the user ---
 
+  private connection(lost: boolean): void {
+    const text = "The connection to the server is lost. Work goes on when it is back.";
+    if (lost) this.alert(text);
+    else if ($("alert-text").textContent === text) this.alert(null);
+    if (lost) this.status("Waiting for the server…");
+  }
+
   /** Run something; what goes wrong is told in a sentence, and work goes on. */
   private async guard(work: () => Promise<unknown>): Promise<void> {
     try {
@@ -401,7 +410,7 @@ class Page {
       if (error instanceof ScanNeeded) {
         this.awaitsScan = true;
         this.alert("The server no longer has this scan. Open the same file again, and the segments come back.");
-      } else {
+      } else if (!(error instanceof Refusal) || error.code !== "superseded") {
         this.alert(error instanceof Error && error.message ? sentence(error.message) : "The server cannot be reached.");
       }
       this.status("");

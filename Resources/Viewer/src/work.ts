@@ -13,11 +13,12 @@ export interface Segment {
   colour: string;
   visible: boolean;
   state: SessionState | null;
+  past: SessionState[]; // the prompts at every step that undo goes back to, and
+  future: SessionState[]; // that redo goes on to: they reach across a restart of the server
   sessionId: string | null;
+  served: { undo: number; redo: number }; // steps of these that the server's session holds as well
   voxels: number;
   quality: number | null;
-  canUndo: boolean;
-  canRedo: boolean;
 }
 
 export interface Saved {
@@ -30,7 +31,18 @@ export interface Saved {
 /** The server has forgotten the scan, and after a reload the page has not got it any more either. */
 export class ScanNeeded extends Error {}
 
-const KEY = "famsam-work";
+/** What the page does about its work's news. */
+export interface WorkEvents {
+  /** The server cannot be reached; told once, until it is back. */
+  connection(lost: boolean): void;
+  /** The server asks for another token than before. */
+  login(): Promise<void>;
+  /** A segment's whole mask, brought back from its prompts. */
+  restored(segment: Segment, update: Update): Promise<void>;
+}
+
+const KEY = "famsam-work-2";
+const RETRY_MS = 1000;
 // Okabe and Ito's palette, which the colour-blind can tell apart, brightest first.
 export const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#cc79a7", "#d55e00", "#0072b2", "#999999"];
 
@@ -44,8 +56,7 @@ export class Work {
 
   constructor(
     readonly api: Api,
-    private readonly connection: (lost: boolean) => void,
-    private readonly restored: (segment: Segment, update: Update) => Promise<void>,
+    private readonly events: WorkEvents,
   ) {}
 
   get segment(): Segment | null {
@@ -66,18 +77,21 @@ export class Work {
   }
 
   addSegment(): Segment {
-    const label = 1 + Math.max(0, ...this.segments.map((one) => one.label));
+    const taken = new Set(this.segments.map((one) => one.label));
+    let label = 1;
+    while (taken.has(label)) label++;
     const segment: Segment = {
       label,
       name: `Segment ${label}`,
       colour: COLOURS[(label - 1) % COLOURS.length],
       visible: true,
       state: null,
+      past: [],
+      future: [],
       sessionId: null,
+      served: { undo: 0, redo: 0 },
       voxels: 0,
       quality: null,
-      canUndo: false,
-      canRedo: false,
     };
     this.segments.push(segment);
     this.active = this.segments.length - 1;
@@ -92,23 +106,48 @@ export class Work {
     this.save();
   }
 
-  /** A verb of a segment's session; waits for a lost server, and repeats itself there when the prompts are restored. */
-  async verb(segment: Segment, method: string, path: string, body?: unknown): Promise<Update> {
-    for (;;) {
-      try {
-        const update = await this.ask(segment, method, path, body);
-        this.note(segment, update);
-        this.save();
-        return update;
-      } catch (error) {
-        if (!isLost(error)) throw error;
-        await this.recover();
+  /** A verb that adds a step to a segment's history; a drag that goes on replaces its own last step. */
+  async verb(segment: Segment, method: string, path: string, body?: object, dragGoesOn = false): Promise<Update> {
+    let replaces = false;
+    const update = await this.insist(segment, () => {
+      replaces = dragGoesOn && segment.served.undo > 0;
+      return this.ask(segment, method, path, replaces ? { ...body, continues: true } : body);
+    });
+    if (!dragGoesOn) segment.past.push(segment.state ?? { ...update.state!, mask: null, prompts: [] });
+    if (!replaces) segment.served.undo++;
+    segment.future = [];
+    segment.served.redo = 0;
+    this.note(segment, update);
+    this.save();
+    return update;
+  }
+
+  /** Undo or redo, along the server's history where it reaches, else by restoring the prompts of that step. */
+  async walk(segment: Segment, which: "undo" | "redo"): Promise<Update | null> {
+    const [from, to] = which === "undo" ? [segment.past, segment.future] : [segment.future, segment.past];
+    const target = from.at(-1);
+    if (!target) return null;
+    const update = await this.insist(segment, async () => {
+      if (segment.served[which] > 0) {
+        const walked = await this.ask(segment, "POST", `/${which}`);
+        segment.served[which]--;
+        segment.served[which === "undo" ? "redo" : "undo"]++;
+        return walked;
       }
-    }
+      const restored = await this.ask(segment, "PUT", "/state", { state: target });
+      segment.served = { undo: 0, redo: 0 };
+      return restored;
+    });
+    from.pop();
+    to.push(segment.state!);
+    this.note(segment, { ...update, state: target });
+    this.save();
+    return update;
   }
 
   /** What a click would change; null if something newer took its place or the server is away. */
   async preview(segment: Segment, body: unknown): Promise<Update | null> {
+    if (this.restoring) return null;
     try {
       return await this.ask(segment, "POST", "/preview", body);
     } catch (error) {
@@ -118,18 +157,13 @@ export class Work {
   }
 
   async export(format: string): Promise<ArrayBuffer> {
-    for (;;) {
-      try {
-        const segments: ExportedSegment[] = [];
-        for (const one of this.segments) {
-          segments.push({ session_id: await this.sessionOf(one), name: one.name, colour: one.colour });
-        }
-        return await this.api.bytes("POST", `/v1/volumes/${this.volume!.id}/export`, { format, segments });
-      } catch (error) {
-        if (!isLost(error)) throw error;
-        await this.recover();
+    return this.insist(null, async () => {
+      const segments: ExportedSegment[] = [];
+      for (const one of this.segments) {
+        segments.push({ session_id: await this.sessionOf(one), name: one.name, colour: one.colour });
       }
-    }
+      return this.api.bytes("POST", `/v1/volumes/${this.volume!.id}/export`, { format, segments });
+    });
   }
 
   save(): void {
@@ -182,13 +216,14 @@ export class Work {
         try {
           const update = await this.api.json<Update>("GET", `/v1/sessions/${segment.sessionId}/mask`);
           this.note(segment, update);
-          await this.restored(segment, update);
+          await this.events.restored(segment, update);
           continue;
         } catch (error) {
           if (!isLost(error)) throw error;
-          segment.sessionId = null;
         }
       }
+      segment.sessionId = null;
+      segment.served = { undo: 0, redo: 0 };
       if (segment.state) await this.restoreFromPrompts(segment);
     }
     this.save();
@@ -201,15 +236,13 @@ export class Work {
     if (prompts.length || segment.state!.mask) {
       const update = await this.api.json<Update>("PUT", `/v1/sessions/${id}/state`, { state: segment.state });
       this.note(segment, update);
-      await this.restored(segment, update);
+      await this.events.restored(segment, update);
     }
   }
 
   private note(segment: Segment, update: Update): void {
     segment.voxels = update.voxels;
     segment.quality = update.quality;
-    segment.canUndo = update.can_undo;
-    segment.canRedo = update.can_redo;
     if (update.state) segment.state = update.state;
   }
 
@@ -238,6 +271,20 @@ export class Work {
     return segment.sessionId;
   }
 
+  /** Do it; when the server is away or has forgotten, wait, restore the work there from the prompts, and do it again. */
+  private async insist<T>(segment: Segment | null, work: () => Promise<T>): Promise<T> {
+    for (;;) {
+      try {
+        return await work();
+      } catch (error) {
+        if (!isLost(error)) throw error;
+        // Whether a verb without an answer was carried out is not known: its session begins anew from the prompts.
+        if (segment && error instanceof Disconnected) segment.sessionId = null;
+        await this.recover();
+      }
+    }
+  }
+
   /** Wait until the server is back, open the scan there again if it is gone, and restore every segment. */
   private recover(): Promise<void> {
     this.restoring ??= this.reconnect().finally(() => (this.restoring = null));
@@ -247,26 +294,33 @@ export class Work {
   private async reconnect(): Promise<void> {
     for (let told = false; ; ) {
       try {
-        await this.api.json("GET", `/v1/volumes/${this.volume!.id}`);
+        await this.reopenIfGone();
+        await this.restoreMasks();
+        if (told) this.events.connection(false);
+        return;
       } catch (error) {
-        if (error instanceof Disconnected) {
-          if (!told) this.connection(true);
-          told = true;
-          await new Promise((resolve) => setTimeout(resolve, 1000));
-          continue;
-        }
-        if (!(error instanceof Refusal) || error.code !== "not_found") throw error;
-        if (this.source!.kind === "file" && !this.file) throw new ScanNeeded();
-        this.volume = await this.send(this.source!, this.file, () => undefined);
-        for (const one of this.segments) one.sessionId = null;
+        if (!isLost(error)) throw error;
+        if (error instanceof Refusal && error.code === "wrong_token") await this.events.login();
+        if (!(error instanceof Disconnected)) continue;
+        if (!told) this.events.connection(true);
+        told = true;
+        await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
       }
-      await this.restoreMasks();
-      this.connection(false);
-      return;
+    }
+  }
+
+  private async reopenIfGone(): Promise<void> {
+    try {
+      await this.api.json("GET", `/v1/volumes/${this.volume!.id}`);
+    } catch (error) {
+      if (!(error instanceof Refusal) || error.code !== "not_found") throw error;
+      if (this.source!.kind === "file" && !this.file) throw new ScanNeeded();
+      this.volume = await this.send(this.source!, this.file, () => undefined);
     }
   }
 }
 
+/** Whether waiting, or opening everything again, can help. */
 function isLost(error: unknown): boolean {
-  return error instanceof Disconnected || (error instanceof Refusal && error.code === "not_found");
+  return error instanceof Disconnected || (error instanceof Refusal && ["not_found", "wrong_token"].includes(error.code));
 }
