@@ -32,6 +32,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/checkpoints.py
   famsam/cli.py
   famsam/cli_calibrate.py
+  famsam/cli_proposals.py
   famsam/client.py
   famsam/compact_mask.py
   famsam/errors.py
@@ -55,6 +56,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/model/famsam_encoder.py
   famsam/model/fusion_decoder.py
   famsam/model/prompt_maps.py
+  famsam/model/proposal_head.py
   famsam/model/registry.py
   famsam/model/sam.py
   famsam/model/sam_config.py
@@ -93,6 +95,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/training/plots.py
   famsam/training/pool.py
   famsam/training/prompting.py
+  famsam/training/proposals.py
   famsam/training/sample.py
   famsam/training/scans.py
   famsam/training/synthetic.py

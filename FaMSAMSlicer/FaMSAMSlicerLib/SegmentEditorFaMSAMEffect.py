@@ -18,7 +18,7 @@ from .engine import shared_engine
 from .panel import Panel, ask_and_install, icon, resource
 from .picking import pick
 from .rubber_band import Pixel, RubberBand, box_around
-from .settings import model_choice, settings
+from .settings import model_choice, server, set_server, settings
 from .spaces import Point3
 
 NAME = "FaM-SAM"
@@ -43,7 +43,6 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         self.controller: Any = None  # a Controller while the effect is active
         self.panel: Any = None  # a Panel from setupOptionsFrame on
         self._timer: Any = None
-        self._warming: Any = None
         self._observations: List[Tuple[Any, int]] = []
         self._segmentation: Any = None
         self._band: Optional[RubberBand] = None
@@ -83,6 +82,8 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         self.panel.ui.modelFile.connect("currentPathChanged(QString)", self._model_chosen)
         for selector in (self.panel.ui.deviceSelector, self.panel.ui.precisionSelector):
             selector.connect("activated(int)", self._model_chosen)
+        for line in (self.panel.ui.serverAddress, self.panel.ui.serverToken):
+            line.connect("editingFinished()", self._model_chosen)
 
     def createCursor(self, widget: Any) -> qt.QCursor:
         return qt.QCursor(qt.QPixmap(resource("Icons", "Cursor.png")), 15, 15)
@@ -96,6 +97,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         self.panel.show_tool(self.scriptedEffect.parameter("Tool"))
         chosen = settings()
         self.panel.show_model(chosen.modelFile, chosen.device, chosen.precision)
+        self.panel.show_server(*server())
         self.panel.ui.pointsButton.checked = chosen.pointsVisible
 
     def updateMRMLFromGUI(self) -> None:
@@ -116,13 +118,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         self._observe(self.scriptedEffect.parameterSetNode(), vtk.vtkCommand.ModifiedEvent)
         self._follow_segmentation()
         self.controller.sync()
-        left = requirements.missing()
-        self.panel.show_missing(bool(left))
-        if left:
-            names = ", ".join(requirement.module for requirement in left)
-            self._show(Status(_("Missing: {names}. Press Install first.").format(names=names), is_error=True))
-        else:
-            self._warm_up()
+        self._get_ready()
 
     def deactivate(self) -> None:
         if self._timer is not None:
@@ -134,7 +130,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         if self.controller is not None:
             self.controller.finish(FINISH_S)
             self.controller.close()
-        self._timer = self.controller = self._segmentation = self._warming = None
+        self._timer = self.controller = self._segmentation = None
         self._observations, self._previewing, self._pressed_3d, self._pressed_2d = [], False, None, False
 
     def cleanup(self) -> None:
@@ -232,15 +228,14 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
 
     def install(self) -> None:
         """Ask, install what is missing, and make the model ready."""
-        left = requirements.missing()
+        left = self._missing()
         try:
             if left and not ask_and_install(left, requirements.install, requirements.question(left)):
                 return
         except FamsamError as error:
             self._show(Status(str(error), is_error=True))
             return
-        self.panel.show_missing(False)
-        self._warm_up()
+        self._get_ready()
 
     # --- inside ---
 
@@ -262,13 +257,24 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         before = model_choice(chosen)
         chosen.modelFile = ui.modelFile.currentPath or ""
         chosen.device, chosen.precision = ui.deviceSelector.currentText, ui.precisionSelector.currentText
+        set_server(ui.serverAddress.text, ui.serverToken.text)
+        self.panel.show_server(*server())
         if self.controller is not None and model_choice(chosen) != before:
             self.controller.choice = model_choice(chosen)
-            self._warm_up()
+            self._get_ready()
 
-    def _warm_up(self) -> None:
-        self._warming = self.controller.warm_up()
-        self._show(Status(_("Loading the model…"), busy=True))
+    def _missing(self) -> List[requirements.Requirement]:
+        return requirements.missing(self.controller.choice.server)
+
+    def _get_ready(self) -> None:
+        """Load the model, or connect to the server; or say what has to be installed first."""
+        left = self._missing()
+        self.panel.show_missing(bool(left))
+        if left:
+            names = ", ".join(requirement.module for requirement in left)
+            self._show(Status(_("Missing: {names}. Press Install first.").format(names=names), is_error=True))
+        else:
+            self.controller.warm_up()
 
     def _show(self, status: Status) -> None:
         if self.panel is not None:
@@ -277,14 +283,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
             self._timer.start()
 
     def _poll(self) -> None:
-        if self._warming is not None and self._warming.done():
-            warming, self._warming = self._warming, None
-            error = warming.exception()
-            if error is not None:
-                self._show(Status(str(error), is_error=True, busy=self.controller.busy))
-            elif not self.controller.busy:
-                self._show(Status(_("Ready on {device}. Click on a structure.").format(device=warming.result())))
-        if not self.controller.poll() and self._warming is None:
+        if not self.controller.poll():
             self._timer.stop()
 
     def _observe(self, node: Any, event: int) -> None:

@@ -2,7 +2,8 @@
 
 Every interaction becomes a step. One request at a time is with the worker; what comes meanwhile waits and goes with
 the next one, so that nothing is lost and a newer click never queues behind an older one's mask. ``poll`` (called by a
-timer) takes what is ready and writes it: undo state, mask, points, in that order and all at once.
+timer) takes what is ready and writes it: undo state, mask, points, in that order and all at once. Where a server
+computes and cannot be reached, what was done waits until it is back.
 """
 
 from __future__ import annotations
@@ -12,19 +13,26 @@ import logging
 import time
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Optional, Tuple
 
 import numpy as np
 import slicer
+from famsam.client import ConnectionLostError
 from famsam.errors import FamsamError, PromptError
 
-from .engine import Engine, ModelChoice, Outcome, Request, Start, Step
+from .asking import Question, fingerprint, grid_of, question
+from .engine import Engine, ModelChoice, Outcome, Step
 from .points_view import PointsView
 from .preview import Preview
-from .prompts import SegmentState, moved, read_state, write_state
-from .scans import Scan, scan_of
-from .segments import mask_print, modifier_labelmap, segment_on_grid
+from .prompts import Prompts, SegmentState, moved, read_state, write_state
+from .scans import scan_of
+from .segments import mask_print, modifier_labelmap
 from .spaces import Point3, scan_from_seg, seg_from_world, transformed
+from .translation import tr as _
+from .waiting import Asked, Waiting
+
+RETRY_S = 2.0
+"""So often a server that cannot be reached is asked again while something waits for it."""
 
 logger = logging.getLogger(__name__)
 
@@ -46,21 +54,14 @@ class Status:
 
 @dataclass(frozen=True, eq=False)
 class _Running:
-    """What the worker is at. The steps in it have the segmentation's own coordinates."""
+    """What the worker is at."""
 
     future: Future[Outcome]
-    node: Any
-    segment_id: str
-    steps: Tuple[Step, ...]
-    scan: Scan
-    scan_from_seg: np.ndarray
-    before: Tuple[str, str]
-    """The segment's tag and its mask's print when it was asked: if either is another by then, ask again."""
-    since: float
+    question: Question
 
     @property
-    def is_preview(self) -> bool:
-        return self.steps[-1].verb == "preview"
+    def asked(self) -> Asked:
+        return self.question.asked
 
 
 class Controller:
@@ -79,10 +80,11 @@ class Controller:
         self.points = PointsView(self.move_point, self.remove_point)
         self._on_status = on_status
         self._preview = Preview()
+        self._warming: Optional[Future[str]] = None
         self._running: Optional[_Running] = None
-        self._waiting: List[Step] = []
-        self._waiting_since = 0.0
-        self._waiting_for: Tuple[Any, str] = (None, "")
+        self._waiting = Waiting()
+        self._offline = ""  # what there is to say while the server cannot be reached
+        self._retry_at = 0.0
         self._undoable_drag = 0
 
     # --- what is selected ---
@@ -115,7 +117,7 @@ class Controller:
     @property
     def busy(self) -> bool:
         """Whether ``poll`` has to be called."""
-        return self._running is not None or bool(self._waiting)
+        return self._running is not None or self._warming is not None or bool(self._waiting)
 
     # --- what the user does (positions in world RAS mm) ---
 
@@ -129,14 +131,13 @@ class Controller:
 
     def preview(self, world: Point3, positive: bool = True) -> None:
         """Show what a click would do; the newest wins, and any click overtakes it."""
-        if not self._waiting or self._waiting[-1].verb == "preview":
-            self._guarded(lambda: self._enqueue(Step("preview", (self._checked(world),), positive)))
+        self._guarded(lambda: self._enqueue(Step("preview", (self._checked(world),), positive)))
 
     def end_preview(self) -> None:
         """Take the preview away."""
-        self._waiting = [step for step in self._waiting if step.verb != "preview"]
+        self._waiting.drop_preview()
         self._preview.hide()
-        if self._running is not None and self._running.is_preview:
+        if self._running is not None and self._running.asked.is_preview:
             self._running = None
             self._next()
 
@@ -158,7 +159,7 @@ class Controller:
         self.effect.saveStateForUndo()
         write_state(self.segment, SegmentState())
         self.sync()
-        self._say("Points cleared; the segment stays, and the next click goes on from it.")
+        self._say(_("Points cleared; the segment stays, and the next click goes on from it."))
 
     def reset_segment(self) -> None:
         """Forget the prompts and empty the segment."""
@@ -172,36 +173,40 @@ class Controller:
         self._write(self.segmentation_node, self.segment_id, nothing)
         write_state(self.segment, SegmentState())
         self.sync()
-        self._say("Segment emptied.")
+        self._say(_("Segment emptied."))
 
     def warm_up(self) -> Future[str]:
         """Have the model loaded and the volume taken in before the first click; the future says what runs where."""
         scan = None
         with contextlib.suppress(FamsamError):  # the click will say so
             scan = scan_of(self.volume_node)
-        return self.engine.warm_up(self.choice, scan)
+        self._offline = ""
+        self._warming = self.engine.warm_up(self.choice, scan)
+        self._say(_("Connecting…") if self.choice.server else _("Loading the model…"))
+        return self._warming
 
     def cancel(self) -> None:
         """Drop what is being computed and what waits."""
         was_busy = self.busy
-        self._running, self._waiting = None, []
+        self._forget()
         self._preview.hide()
         if was_busy:
             self.sync()
-            self._say("Cancelled.")
+            self._say(_("Cancelled."))
 
     def finish(self, timeout_s: float) -> None:
         """Wait for clicks that are under way, so that none is lost when the user turns to something else."""
         self.end_preview()
         deadline = time.perf_counter() + timeout_s
-        while self.busy and time.perf_counter() < deadline:
-            if self._running is not None:
-                wait([self._running.future], timeout=max(0.0, deadline - time.perf_counter()))
+        while self._running is not None and time.perf_counter() < deadline:
+            wait([self._running.future], timeout=max(0.0, deadline - time.perf_counter()))
             self.poll()
+        if self._running is not None or self._waiting:
+            logger.warning("Clicks that had not been computed yet were dropped when the effect was left.")
 
     def close(self) -> None:
         """Take everything away that is of use only while the user clicks: points in the views, preview, requests."""
-        self._running, self._waiting = None, []
+        self._forget()
         self._preview.remove()
         self.points.remove()
 
@@ -209,29 +214,31 @@ class Controller:
 
     def sync(self) -> None:
         """Bring the views in line with the selected segment: after undo, redo, loading, selecting another one."""
-        if self._waiting and self._waiting_for != (self.segmentation_node, self.segment_id):
-            self._waiting = []
-        prompts = self.state.prompts
-        for step in self._pending():
-            prompts = step.applied(prompts)
-        self.points.show(prompts, self.segmentation_node)
+        self.points.show(self._prompts(), self.segmentation_node)
 
     def poll(self) -> bool:
         """Take what the worker has finished, write it, and hand over what waits; whether there is more to come."""
-        running = self._running
+        warming, running = self._warming, self._running
+        if warming is not None and warming.done():
+            self._warming = None
+            self._guarded(lambda: self._warmed(warming))
         if running is not None and running.future.done():
             self._running = None
             self._guarded(lambda: self._take(running))
-        if self._running is None:
+        if not self._offline or time.perf_counter() >= self._retry_at:
             self._next()
         return self.busy
 
     # --- inside ---
 
+    def _forget(self) -> None:
+        self._warming = self._running = None
+        self._waiting.clear()
+
     def _checked(self, world: Point3) -> Point3:
         scan = scan_of(self.volume_node)
         if self.segment is None:
-            raise PromptError("No segment is selected. Add one, or select one, then click.")
+            raise PromptError(_("No segment is selected. Add one, or select one, then click."))
         seg = transformed(seg_from_world(self.segmentation_node), world)
         scan.check_inside(transformed(scan_from_seg(self.volume_node, self.segmentation_node), seg))
         return seg
@@ -245,109 +252,99 @@ class Controller:
 
     def _prompt_index(self, point_index: int) -> int:
         """Points are numbered among themselves in the views, among all prompts in the session."""
-        prompts = self.state.prompts
-        for step in self._pending():
-            prompts = step.applied(prompts)
-        where = [index for index, prompt in enumerate(prompts) if prompt["type"] == "point"]
+        where = [index for index, prompt in enumerate(self._prompts()) if prompt["type"] == "point"]
         return where[point_index] if 0 <= point_index < len(where) else -1
 
-    def _pending(self) -> Sequence[Step]:
+    def _prompts(self) -> Prompts:
+        """Of the selected segment, with those that are still to be computed."""
         here = (self.segmentation_node, self.segment_id)
-        running = self._running
-        steps = running.steps if running is not None and (running.node, running.segment_id) == here else ()
-        return (*steps, *(self._waiting if self._waiting_for == here else ()))
+        asked = self._running.asked if self._running is not None else None
+        steps = asked.steps if asked is not None and asked.is_for(*here) else ()
+        prompts = self.state.prompts
+        for step in (*steps, *self._waiting.steps(*here)):
+            prompts = step.applied(prompts)
+        return prompts
 
     def _enqueue(self, step: Step) -> None:
-        here = (self.segmentation_node, self.segment_id)
-        if self._waiting_for != here:
-            self._waiting, self._waiting_for = [], here
-        if self._waiting and step.verb in ("preview", "move_point"):
-            last = self._waiting[-1]
-            if (last.verb, last.index) == (step.verb, step.index):
-                self._waiting.pop()
-        if step.verb != "preview":
-            self._waiting = [waiting for waiting in self._waiting if waiting.verb != "preview"]
-        if not self._waiting:
-            self._waiting_since = time.perf_counter()
-        self._waiting.append(step)
-        if self._running is None:
-            self._next()
+        self._waiting.add(self.segmentation_node, self.segment_id, step)
+        self._next()
         if step.verb != "preview":
             self.sync()
 
     def _next(self) -> None:
         if self._running is None and self._waiting:
-            steps, self._waiting = tuple(self._waiting), []
-            self._guarded(lambda: self._dispatch(*self._waiting_for, steps, self._waiting_since))
+            asked = self._waiting.take()
+            self._guarded(lambda: self._dispatch(asked))
 
-    def _dispatch(self, node: Any, segment_id: str, steps: Tuple[Step, ...], since: float) -> None:
-        segment = _segment(node, segment_id)
+    def _dispatch(self, asked: Asked) -> None:
+        segment = _segment(asked.node, asked.segment_id)
         if segment is None:
             self._say("")
             return
-        volume = self.volume_node
-        scan = scan_of(volume)
-        to_scan = scan_from_seg(volume, node)
-        state, printed = read_state(segment), mask_print(segment)
-        start = self._start(state, printed, node, segment_id, scan, to_scan)
-        ended = len(state.prompts) - len(start.prompts)
-        request = Request(scan, self.choice, start, [_session_step(step, to_scan, ended) for step in steps])
-        future = self.engine.submit(request)
-        before = (state.to_json(), printed)
-        self._running = _Running(future, node, segment_id, steps, scan, to_scan, before, since)
-        self._tell(replace(self.status, message="Computing…", is_error=False, busy=True))
+        asking = question(asked, segment, self.volume_node, self.choice)
+        self._running = _Running(self.engine.submit(asking.request), asking)
+        self._tell_busy()
 
-    def _start(
-        self, state: SegmentState, printed: str, node: Any, segment_id: str, scan: Scan, to_scan: np.ndarray
-    ) -> Start:
-        if printed == state.mask_print and (state.base is None or state.base["image"] == _grid(scan)):
-            prompts = moved(state.prompts, to_scan)
-            base = None if state.base is None else {k: v for k, v in state.base.items() if k != "image"}
-            if all(_is_inside(prompt, scan) for prompt in prompts):
-                return Start(state.token, prompts, base)
-        if not printed:
-            return Start()
-        mask = segment_on_grid(node, segment_id, np.linalg.inv(to_scan) @ scan.ras_from_ijk, scan.voxels_zyx.shape)
-        return Start() if mask is None else Start(mask_zyx=mask)
+    def _warmed(self, warming: Future[str]) -> None:
+        try:
+            device = warming.result()
+        except ConnectionLostError as error:
+            self._lost_connection(error)
+            return
+        if not self.busy:
+            self._say(_("Ready on {device}. Click on a structure.").format(device=device))
 
     def _take(self, running: _Running) -> None:
-        outcome = running.future.result()
-        segment = _segment(running.node, running.segment_id)
+        asked = running.asked
+        try:
+            outcome = running.future.result()
+        except ConnectionLostError as error:
+            self._waiting.put_back(asked)
+            self._lost_connection(error)
+            return
+        self._offline = ""
+        segment = _segment(asked.node, asked.segment_id)
         if segment is None:
             self._say("")
             return
-        if running.is_preview:
-            self._preview.show(outcome, running.scan, self.volume_node)
-            self._tell(Status("Preview", False, self.busy, _ms_since(running.since), outcome.quality))
+        if asked.is_preview:
+            self._preview.show(outcome, running.question.request.scan, self.volume_node)
+            self._tell(Status(_("Preview"), False, self.busy, _ms_since(asked.since), outcome.quality))
             return
-        if running.node is not self.segmentation_node:
-            raise PromptError("The last click was dropped, because another segmentation was selected meanwhile.")
-        if (read_state(segment).to_json(), mask_print(segment)) != running.before:
-            self._dispatch(running.node, running.segment_id, running.steps, running.since)
+        if asked.node is not self.segmentation_node:
+            raise PromptError(_("The last click was dropped, because another segmentation was selected meanwhile."))
+        if fingerprint(segment) != running.question.before:
+            self._dispatch(asked)
             return
         self._commit(running, outcome, segment)
 
+    def _lost_connection(self, error: Exception) -> None:
+        """Said in one line, which stays until the server answers; what was done waits and is asked for again."""
+        if not self._offline:
+            logger.warning("%s", error)
+            text = str(error)
+            self._offline = _("{problem}. Clicks made meanwhile are kept.").format(problem=text[:1].upper() + text[1:])
+        self._retry_at = time.perf_counter() + RETRY_S
+        self._tell_busy()
+
     def _commit(self, running: _Running, outcome: Outcome, segment: Any) -> None:
-        same_drag = self.points.drags == self._undoable_drag and all(s.verb == "move_point" for s in running.steps)
+        asked, scan = running.asked, running.question.request.scan
+        same_drag = self.points.drags == self._undoable_drag and all(s.verb == "move_point" for s in asked.steps)
         if not same_drag:
             self.effect.saveStateForUndo()
             self._undoable_drag = self.points.drags
-        seg_from_scan = np.linalg.inv(running.scan_from_seg)
-        labelmap = modifier_labelmap(
-            outcome.mask_zyx,
-            outcome.low_xyz,
-            seg_from_scan @ running.scan.ras_from_ijk,
-            self.effect.referenceGeometryImage(),
-        )
+        seg_from_scan = np.linalg.inv(running.question.scan_from_seg)
+        reference = self.effect.referenceGeometryImage()
+        labelmap = modifier_labelmap(outcome.mask_zyx, outcome.low_xyz, seg_from_scan @ scan.ras_from_ijk, reference)
         self._preview.hide()
-        self._write(running.node, running.segment_id, labelmap)
-        base = None if outcome.base is None else {**outcome.base, "image": _grid(running.scan)}
+        self._write(asked.node, asked.segment_id, labelmap)
+        base = None if outcome.base is None else {**outcome.base, "image": grid_of(scan)}
         prompts = moved(outcome.prompts, seg_from_scan)
         write_state(segment, SegmentState(prompts, base, outcome.token, mask_print(segment), outcome.quality))
         self.sync()
-        message, is_error = (" ".join(outcome.errors), True) if outcome.errors else ("Ready", False)
-        latency_ms, engine_ms = _ms_since(running.since), outcome.timings_ms.get("total", 0.0)
-        self._tell(Status(message, is_error, bool(self._waiting), latency_ms, outcome.quality, engine_ms))
+        message, is_error = (" ".join(outcome.errors), True) if outcome.errors else (_("Ready"), False)
+        latency_ms, engine_ms = _ms_since(asked.since), outcome.timings_ms.get("total", 0.0)
+        self._tell(Status(message, is_error, self.busy, latency_ms, outcome.quality, engine_ms))
 
     def _write(self, node: Any, segment_id: str, labelmap: Any) -> None:
         mode = slicer.qSlicerSegmentEditorAbstractEffect.ModificationModeSet
@@ -364,7 +361,9 @@ class Controller:
             self._failed(str(error))
         except Exception as error:
             logger.exception("An interaction failed")
-            self._failed(f"That did not work ({type(error).__name__}: {error}). Details are in the application's log.")
+            problem = f"{type(error).__name__}: {error}"
+            text = _("That did not work ({problem}). Details are in the application's log.")
+            self._failed(text.format(problem=problem))
 
     def _failed(self, message: str) -> None:
         self._preview.hide()
@@ -373,6 +372,10 @@ class Controller:
 
     def _say(self, message: str) -> None:
         self._tell(replace(self.status, message=message, is_error=False, busy=self.busy))
+
+    def _tell_busy(self) -> None:
+        message = self._offline or _("Computing…")
+        self._tell(replace(self.status, message=message, is_error=bool(self._offline), busy=self.busy))
 
     def _tell(self, status: Status) -> None:
         self.status = status
@@ -383,30 +386,6 @@ def _segment(node: Any, segment_id: str) -> Any:
     if node is None or node.GetScene() is None or not segment_id:
         return None
     return node.GetSegmentation().GetSegment(segment_id)
-
-
-def _grid(scan: Scan) -> Any:
-    return {"size_zyx": list(scan.voxels_zyx.shape), "ras_from_ijk": scan.ras_from_ijk.tolist()}
-
-
-def _is_inside(prompt: Any, scan: Scan) -> bool:
-    try:
-        for point in [prompt["ras_mm"]] if prompt["type"] == "point" else []:
-            scan.check_inside(point)
-    except PromptError:
-        return False
-    return True
-
-
-def _session_step(step: Step, matrix: np.ndarray, ended: int) -> Step:
-    """The step in the scan's coordinates, and numbered without the prompts that ended when the mask was edited."""
-    if 0 <= step.index < ended:
-        raise PromptError(
-            "The segment has been edited by another tool since that point was placed, so the point cannot be changed "
-            "any more. Undo the edit, or click on: new points go on from the segment as it is."
-        )
-    points = tuple(transformed(matrix, point) for point in step.points)
-    return replace(step, points=points, index=step.index - ended if step.index >= 0 else step.index)
 
 
 def _ms_since(start: float) -> float:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
+from famsam.client import Connection, ConnectionLostError, RemoteSession, session_on
 from famsam.errors import FamsamError
 
 from .prompts import Prompt, Prompts
@@ -34,7 +35,7 @@ class ModelChoice:
     precision: str = "auto"
     server: str = ""
     """Address of a famsam server that computes instead of this machine, such as http://127.0.0.1:8765; else empty."""
-    token: str = ""
+    token: str = field(default="", repr=False)
     """What that server asks for."""
 
 
@@ -158,6 +159,8 @@ class Engine:
         for step in request.steps:
             try:
                 result = step.run(session)
+            except ConnectionLostError:  # all of it is asked for again when the server is back
+                raise
             except FamsamError as error:
                 errors.append(str(error))
             else:
@@ -184,21 +187,26 @@ class _Place:
 
     def model_for(self, choice: ModelChoice, load: Callable[[ModelChoice], Any]) -> Any:
         if self._model is None or choice != self._choice:
-            self._session = self._model = None  # frees the old one first
+            self._end_session()
+            self._model = None  # frees the old one first
             self._model, self._choice = load(choice), choice
         return self._model
 
     def session_for(self, scan: Scan, model: Any) -> Any:
         if self._session is None or self._scan_key != scan.key:
             from famsam import Volume
-            from famsam.client import session_on
 
-            self._session = None
+            self._end_session()
             session = session_on(model)
             session.set_image(Volume(scan.voxels_zyx, scan.ras_from_ijk, name=scan.name))
             self._session, self._scan_key = session, scan.key
             self._tokens, self._at = [""], 0
         return self._session
+
+    def _end_session(self) -> None:
+        session, self._session = self._session, None
+        if isinstance(session, RemoteSession):
+            session.close()  # else the server would keep the scan until it is found to be idle
 
     def passed(self, token: str) -> None:
         """The session did something: its history goes on from here, as ``token``."""
@@ -242,8 +250,6 @@ def _load_model(choice: ModelChoice) -> Any:
     import famsam
 
     if choice.server:
-        from famsam.client import Connection
-
         connection = Connection(choice.server, choice.token or None)
         connection.get("/v1/server")  # tells at once if it is not there, or asks for another token
         return connection

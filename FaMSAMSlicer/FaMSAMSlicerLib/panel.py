@@ -64,6 +64,13 @@ class Panel:
                 selector.addItem(value)
             selector.setCurrentIndex(selector.findText(value))
 
+    def show_server(self, address: str, token: str) -> None:
+        """Which server computes; the choices that are the server's then are greyed."""
+        self.ui.serverAddress.text, self.ui.serverToken.text = address, token
+        self.ui.serverToken.enabled = bool(address)
+        for widget in (self.ui.modelFile, self.ui.deviceSelector, self.ui.precisionSelector):
+            widget.enabled = not address
+
     def on_click(self, button: str, slot: Callable[[], None]) -> None:
         """Call when a button is clicked."""
         getattr(self.ui, button).connect("clicked()", slot)

@@ -8,6 +8,7 @@ import slicer
 from famsam.errors import VolumeError
 
 from .scans import scan_of
+from .translation import tr as _
 
 
 def prepare(editor_node: Any) -> None:
@@ -22,12 +23,13 @@ def prepare(editor_node: Any) -> None:
     volume = editor_node.GetSourceVolumeNode() or shown_volume()
     if volume is None:
         raise VolumeError(
-            "Load a scan first (drag it into this window, or use the sample data) and show it, then start."
+            _("Load a scan first (drag it into this window, or use the sample data) and show it, then start.")
         )
     scan_of(volume)
     segmentation = editor_node.GetSegmentationNode()
     if segmentation is None:
-        segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", f"{volume.GetName()} segmentation")
+        name = _("{volume} segmentation").format(volume=volume.GetName())
+        segmentation = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
         segmentation.CreateDefaultDisplayNodes()
         segmentation.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
         segmentation.SetReferenceImageGeometryParameterFromVolumeNode(volume)

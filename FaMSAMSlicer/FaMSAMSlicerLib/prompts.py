@@ -71,13 +71,19 @@ class SegmentState:
             raise ValueError(f"damaged: {error!r}") from error
 
 
+def tag_text(segment: Any) -> str:
+    """What a segment's tag says; empty if there is none."""
+    text = vtk.reference("")
+    return str(text) if segment.GetTag(TAG, text) else ""
+
+
 def read_state(segment: Any) -> SegmentState:
     """The state in a segment's tag; the empty one if there is none, or none that can be read."""
-    text = vtk.reference("")
-    if not segment.GetTag(TAG, text) or not str(text):
+    text = tag_text(segment)
+    if not text:
         return SegmentState()
     try:
-        return SegmentState.from_json(str(text))
+        return SegmentState.from_json(text)
     except ValueError as error:
         logger.warning('The points of segment "%s" cannot be read and are left out (%s).', segment.GetName(), error)
         return SegmentState()

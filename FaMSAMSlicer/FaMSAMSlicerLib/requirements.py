@@ -11,6 +11,8 @@ from typing import Any, Callable, List, Sequence
 import slicer
 from famsam.errors import MissingDependencyError
 
+from .translation import tr as _
+
 TORCH_VERSION = ">=2.2"
 
 logger = logging.getLogger(__name__)
@@ -36,22 +38,25 @@ REQUIREMENTS = (
 )
 
 
-def missing() -> List[Requirement]:
-    """What is not installed; nothing is imported to find out."""
+def missing(server: str = "") -> List[Requirement]:
+    """What is not installed; nothing is imported to find out. A server, if one computes, brings all of it."""
+    if server:
+        return []
     importlib.invalidate_caches()
     return [requirement for requirement in REQUIREMENTS if importlib.util.find_spec(requirement.module) is None]
 
 
 def question(requirements: Sequence[Requirement]) -> str:
     """What the user is asked before anything is downloaded."""
-    listed = "\n".join(f"    {r.module}: about {r.size_mb} MB" for r in requirements)
+    line = _("{module}: about {size} MB")
+    listed = "\n".join("    " + line.format(module=r.module, size=r.size_mb) for r in requirements)
     total = sum(r.size_mb for r in requirements)
     torch = any(r.module == "torch" for r in requirements)
-    graphics = " (up to 3 GB where a CUDA graphics card is used)" if torch else ""
-    return (
-        f"These Python packages are needed once:\n\n{listed}\n\nabout {total} MB in all{graphics}. "
+    graphics = _(" (up to 3 GB where a CUDA graphics card is used)") if torch else ""
+    return _(
+        "These Python packages are needed once:\n\n{listed}\n\nabout {total} MB in all{graphics}. "
         "They are downloaded from the internet and installed into this Slicer. Install them now?"
-    )
+    ).format(listed=listed, total=total, graphics=graphics)
 
 
 def install(requirements: Sequence[Requirement], say: Callable[[str, int], None]) -> None:
@@ -65,22 +70,24 @@ def install(requirements: Sequence[Requirement], say: Callable[[str, int], None]
         MissingDependencyError: what could not be installed, and what to do.
     """
     for index, requirement in enumerate(requirements):
-        say(f"Installing {requirement.module}…", 100 * index // len(requirements))
+        say(_("Installing {module}…").format(module=requirement.module), 100 * index // len(requirements))
         try:
             _install_torch() if requirement.module == "torch" else _install_package(requirement.package)
         except MissingDependencyError:
             raise
         except Exception as error:
             logger.exception("Installing %s failed", requirement.package)
-            raise MissingDependencyError(
-                f"{requirement.module} could not be installed ({error}). Check the network connection (and the "
-                "proxy, if there is one) and press Install again; what pip said is in the Python console."
-            ) from error
+            text = _(
+                "{module} could not be installed ({error}). Check the network connection (and the proxy, if there is "
+                "one) and press Install again; what pip said is in the Python console."
+            )
+            raise MissingDependencyError(text.format(module=requirement.module, error=error)) from error
     left = missing()
     if left:
         names = ", ".join(requirement.module for requirement in left)
-        raise MissingDependencyError(f"{names} cannot be found after the installation. Restart Slicer and try again.")
-    say("Installed.", 100)
+        text = _("{names} cannot be found after the installation. Restart Slicer and try again.")
+        raise MissingDependencyError(text.format(names=names))
+    say(_("Installed."), 100)
 
 
 def _install_torch() -> None:
@@ -88,11 +95,13 @@ def _install_torch() -> None:
         utils: Any = importlib.import_module("PyTorchUtils")
     except ImportError as error:
         raise MissingDependencyError(
-            'The extension "PyTorch" is missing, which installs torch. Install it in the Extensions Manager, restart '
-            "Slicer and press Install again."
+            _(
+                'The extension "PyTorch" is missing, which installs torch. Install it in the Extensions Manager, '
+                "restart Slicer and press Install again."
+            )
         ) from error
     if utils.PyTorchUtilsLogic().installTorch(askConfirmation=False, torchVersionRequirement=TORCH_VERSION) is None:
-        raise MissingDependencyError("torch was not installed. Open the module PyTorch Util to see why.")
+        raise MissingDependencyError(_("torch was not installed. Open the module PyTorch Util to see why."))
 
 
 def _install_package(package: str) -> None:

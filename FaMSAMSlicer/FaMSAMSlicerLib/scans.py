@@ -11,6 +11,7 @@ from famsam.errors import PromptError, VolumeError
 from vtk.util.numpy_support import vtk_to_numpy
 
 from .spaces import Point3, matrix_from_vtk, transformed
+from .translation import tr as _
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +34,14 @@ class Scan:
         """Raises:
         PromptError: the point lies outside the scan.
         """
+        if not self.contains(point_ras_mm):
+            text = _('That click lies outside the volume "{name}". Click on the scan itself.')
+            raise PromptError(text.format(name=self.name))
+
+    def contains(self, point_ras_mm: Point3) -> bool:
+        """Whether a point lies in the scan."""
         index = transformed(np.linalg.inv(self.ras_from_ijk), point_ras_mm)
-        size_xyz = self.voxels_zyx.shape[::-1]
-        if not all(-0.5 <= i <= n - 0.5 for i, n in zip(index, size_xyz)):
-            raise PromptError(f'That click lies outside the volume "{self.name}". Click on the scan itself.')
+        return all(-0.5 <= i <= n - 0.5 for i, n in zip(index, self.voxels_zyx.shape[::-1]))
 
 
 def scan_of(volume_node: Any) -> Scan:
@@ -46,17 +51,18 @@ def scan_of(volume_node: Any) -> Scan:
         VolumeError: no volume, no voxels, or several values a voxel.
     """
     if volume_node is None:
-        raise VolumeError("No source volume is chosen. Load a scan and choose it as source volume.")
+        raise VolumeError(_("No source volume is chosen. Load a scan and choose it as source volume."))
     name = volume_node.GetName()
     image = volume_node.GetImageData()
     if image is None or image.GetNumberOfPoints() == 0 or image.GetPointData().GetScalars() is None:
-        raise VolumeError(f'The volume "{name}" holds no voxels. Choose another source volume.')
+        raise VolumeError(_('The volume "{name}" holds no voxels. Choose another source volume.').format(name=name))
     components = image.GetNumberOfScalarComponents()
     if components != 1:
-        raise VolumeError(
-            f'The volume "{name}" has {components} values in each voxel (a colour, vector or 4-D image); one is '
+        text = _(
+            'The volume "{name}" has {components} values in each voxel (a colour, vector or 4-D image); one is '
             "needed. Make a scalar volume of it (module Vector to Scalar Volume, or extract one frame) and choose that."
         )
+        raise VolumeError(text.format(name=name, components=components))
     matrix = vtk.vtkMatrix4x4()
     volume_node.GetIJKToRASMatrix(matrix)
     ras_from_ijk = matrix_from_vtk(matrix)

@@ -17,6 +17,8 @@ import numpy as np
 import vtk
 from famsam.errors import VolumeError
 
+from .translation import tr as _
+
 Point3 = Tuple[float, float, float]
 
 
@@ -42,10 +44,11 @@ def world_from_node(node: Any) -> np.ndarray:
     if parent is None:
         return np.eye(4)
     if not parent.IsTransformToWorldLinear():
-        raise VolumeError(
-            f'"{node.GetName()}" lies under the transform "{parent.GetName()}", which is not linear. Click-to-segment '
-            "works under linear transforms: harden the transform (right-click the node in the Data module)."
+        text = _(
+            '"{node}" lies under the transform "{transform}", which is not linear. Click-to-segment works under linear '
+            "transforms: harden the transform (right-click the node in the Data module)."
         )
+        raise VolumeError(text.format(node=node.GetName(), transform=parent.GetName()))
     matrix = vtk.vtkMatrix4x4()
     parent.GetMatrixTransformToWorld(matrix)
     return matrix_from_vtk(matrix)

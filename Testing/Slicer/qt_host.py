@@ -14,6 +14,7 @@ import inspect
 import json
 import os
 import sys
+import tempfile
 import types
 from pathlib import Path
 from typing import Any, Callable, ClassVar, Dict, List, Optional
@@ -446,6 +447,14 @@ class App(QtCore.QObject):
     """``slicer.app``."""
 
     startupCompleted = QtCore.Signal()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._folder = tempfile.TemporaryDirectory(prefix="slicer-settings-")
+        self._settings = QtCore.QSettings(str(Path(self._folder.name) / "Slicer.ini"), QtCore.QSettings.IniFormat)
+
+    def userSettings(self) -> Any:
+        return self._settings
 
     def processEvents(self) -> None:
         APPLICATION.processEvents()

@@ -112,7 +112,7 @@ def unknown_in_ui(text: str) -> list:
         if class_name in HEADERS and class_name != "QWidget":
             names = declared(class_name) | declared("QWidget") | {"title"}
             unknown += [p.get("name") for p in widget.findall("property") if p.get("name") not in names]
-        elif not re.match(r"Q(Widget|Label|PushButton|ComboBox|ProgressBar|Frame)$", class_name):
+        elif not re.match(r"Q(Widget|Label|LineEdit|PushButton|ComboBox|ProgressBar|Frame)$", class_name):
             unknown.append(class_name)
     return unknown
 

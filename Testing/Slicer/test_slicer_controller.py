@@ -235,6 +235,19 @@ def test_another_segment_selected_while_computing_gets_nothing(held):
     assert len(held.controller.state.prompts) == 1
 
 
+def test_clicks_on_two_segments_while_computing_are_all_kept(held):
+    held.model.gate.clear()
+    for segment, ball in (("first", 0), ("first", 0), ("second", 1), ("first", 0)):
+        held.select(segment)
+        held.controller.click(held.centre(ball))
+    held.model.gate.set()
+    held.settle()
+    assert dice(held.mask("first"), held.balls[0]) > 0.7 and dice(held.mask("second"), held.balls[1]) > 0.7
+    assert len(held.controller.state.prompts) == 3
+    held.select("second")
+    assert len(held.controller.state.prompts) == 1
+
+
 def test_undo_while_computing_is_kept(held):
     held.click(held.centre(1))
     held.model.gate.clear()

@@ -20,8 +20,13 @@ def installed(monkeypatch):
     logic = types.SimpleNamespace(installTorch=lambda **options: calls.append(("torch", options)) or "torch")
     monkeypatch.setitem(sys.modules, "PyTorchUtils", types.SimpleNamespace(PyTorchUtilsLogic=lambda: logic))
     monkeypatch.setattr(slicer.util, "pip_install", lambda package: calls.append(("pip_install", package)))
-    monkeypatch.setattr(requirements, "missing", list)
+    monkeypatch.setattr(requirements, "missing", lambda server="": [])
     return calls
+
+
+def test_with_a_server_nothing_is_needed(monkeypatch):
+    monkeypatch.setattr(requirements, "REQUIREMENTS", (requirements.Requirement("no_such_module_anywhere", "x", 1),))
+    assert requirements.missing("http://127.0.0.1:8765") == [] and len(requirements.missing("")) == 1
 
 
 def test_nothing_is_missing_here():

@@ -7,6 +7,7 @@ import importlib
 import sys
 import time
 import unittest
+from pathlib import Path
 
 import host
 import numpy as np
@@ -19,6 +20,8 @@ pytest.importorskip("PySide6", reason="the panels run on PySide6 (pip install Py
 import qt_host
 from FaMSAMSlicerLib import engine as engine_module
 from FaMSAMSlicerLib.engine import Engine
+from FaMSAMSlicerLib.requirements import Requirement
+from PySide6 import QtCore, QtWidgets
 from region_model import RegionModel
 from worlds import dice, two_balls
 
@@ -72,10 +75,10 @@ class Application:
         self.settle()
 
     def settle(self):
-        """Run the application's events until the effect's timer has stopped."""
+        """Run the application's events until the effect's timer has stopped, or a server cannot be reached."""
         for _ in range(2000):
             qt_host.APPLICATION.processEvents()
-            if self.effect._timer is None or not self.effect._timer.isActive():
+            if self.effect._timer is None or not self.effect._timer.isActive() or self.effect.controller._offline:
                 break
             time.sleep(0.005)
         assert not qt_host.slot_errors
@@ -317,13 +320,61 @@ def test_missing_packages_are_named_and_asked_for(app, monkeypatch):
     from FaMSAMSlicerLib import requirements
 
     missing = [requirements.Requirement("torch", "torch", 200)]
-    monkeypatch.setattr(requirements, "missing", lambda: list(missing))
+    monkeypatch.setattr(requirements, "missing", lambda server="": [] if server else list(missing))
     app.start()
     assert "torch" in app.ui.statusLabel.text and app.ui.installButton.isVisibleTo(app.effect.panel.widget)
     asked = []
     monkeypatch.setattr(slicer.util, "confirmOkCancelDisplay", lambda text, **_: asked.append(text))
     app.ui.installButton.click()
     assert "torch: about 200 MB" in asked[0] and "internet" in asked[0]
+
+
+def test_a_server_is_chosen_in_the_panel_and_kept_out_of_the_scene(app, monkeypatch, tmp_path):
+    for package in ("fastapi", "uvicorn", "httpx"):
+        pytest.importorskip(package, reason="this test runs a famsam server: extras 'server' and 'test'")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "Engine" / "server"))
+    from famsam.server.app import create_app
+    from famsam.server.security import Access
+    from server_fixtures import live
+
+    token = "correct-horse-battery"
+    monkeypatch.setattr(slicer.app, "_settings", QtCore.QSettings(str(tmp_path / "a.ini"), QtCore.QSettings.IniFormat))
+    app.engine._load = engine_module._load_model
+    monkeypatch.setattr("FaMSAMSlicerLib.requirements.REQUIREMENTS", (Requirement("no_such_module", "x", 1),))
+    app.start()
+    assert "Missing" in app.ui.statusLabel.text
+    assert app.ui.serverToken.echoMode == QtWidgets.QLineEdit.Password and not app.ui.serverToken.enabled
+    view = qt_host.SliceView("Axial", app.center(0))
+    with live(create_app(RegionModel(), access=Access(token=token))) as server:
+        address = str(server.base_url).rstrip("/")
+        app.ui.serverAddress.text = address
+        app.ui.serverAddress.editingFinished.emit()
+        app.settle()
+        assert "token" in app.ui.statusLabel.text, "the server asks for one, and the panel says so"
+        assert not app.ui.modelFile.enabled and not app.ui.installButton.isVisibleTo(app.effect.panel.widget)
+        app.ui.serverToken.text = token
+        app.ui.serverToken.editingFinished.emit()
+        app.settle()
+        assert f"Ready on {address}" in app.ui.statusLabel.text
+        app.click(view, app.center(0))
+        assert dice(app.mask(), app.balls[0]) > 0.7
+        slicer.mrmlScene.SetURL(str(tmp_path / "scene.mrml"))
+        assert slicer.mrmlScene.Commit()
+        saved = (tmp_path / "scene.mrml").read_text()
+        assert "FaMSAMSlicer" in saved and token not in saved and address not in saved
+        assert token in (slicer.app.userSettings().sync() or (tmp_path / "a.ini").read_text())
+        app.widget.ui.startButton.checked = False
+        app.start()
+        assert f"Ready on {address}" in app.ui.statusLabel.text, "kept"
+    app.click(view, app.center(1))
+    assert "no connection" in app.ui.statusLabel.text and app.ui.cancelButton.isVisibleTo(app.effect.panel.widget)
+    app.ui.cancelButton.click()
+    monkeypatch.undo()
+    app.engine._load = lambda choice: RegionModel()
+    app.ui.serverAddress.text = ""
+    app.ui.serverAddress.editingFinished.emit()
+    app.settle()
+    assert "Ready on cpu" in app.ui.statusLabel.text and app.ui.modelFile.enabled
 
 
 @pytest.mark.parametrize("way", ["stop", "exit", "scene", "reload"])

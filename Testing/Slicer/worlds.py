@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import host
 import numpy as np
 from FaMSAMSlicerLib.controller import Controller
@@ -54,10 +56,14 @@ class World:
 
     def settle(self):
         """Let the worker finish and take what it has."""
+        deadline = time.monotonic() + 60
         while self.controller.poll():
+            assert time.monotonic() < deadline, self.controller.status
             running = self.controller._running
             if running is not None:
                 running.future.exception(timeout=60)
+            else:
+                time.sleep(0.01)
 
     def click(self, point, positive=True):
         self.controller.click(point, positive)
