@@ -22,6 +22,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/__init__.py
   famsam/bench/__init__.py
   famsam/bench/clicks.py
+  famsam/bench/fresh.py
   famsam/bench/machine.py
   famsam/bench/models.py
   famsam/bench/plot.py
@@ -68,6 +69,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/model/sam_two_way.py
   famsam/model/sam_vit.py
   famsam/picture.py
+  famsam/proposing.py
   famsam/resample.py
   famsam/runtime.py
   famsam/safe_pickle.py

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Tuple, Union
 
 from ..errors import ConfigError
-from ..model.config import from_plain, to_plain
-from ..model.famsam import FamsamConfig
+from ..model.config import Config, from_plain, to_plain
+from ..model.famsam import Famsam, FamsamConfig
+from ..model.registry import default_config
 
 CONFIG_NAME = "config.json"
+PARTS = ("train", "model", "distill")
+"""What a set-up's file may hold; see ``TrainConfig``, ``read_config`` and ``distill.DistillConfig``."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,14 @@ class TrainConfig:
     """Chance that a target also gets a box."""
     mask_chance: float = 0.1
     """Chance that a step starts from a faulty mask to be refined, half of the time before any click."""
+    click_styles: Tuple[float, float, float] = (1.0, 0.0, 0.0)
+    """Chances that a simulated click lies deep inside the error, anywhere in it, or at its border."""
+    dice_weight: float = 1.0
+    """Of the soft Dice beside the cross entropy; see ``losses.mask_loss``, here and for the next two."""
+    foreground_weight: float = 2.0
+    """How many background voxels a foreground voxel counts for in the cross entropy."""
+    focal_gamma: float = 0.0
+    """Exponent of the focal factor of the cross entropy; 0 leaves it out."""
     optimiser: str = "adamw"
     """"adamw", or "muon" for the matrices of the transformer (Jordan et al. 2024) with AdamW for the rest."""
     learning_rate: float = 1e-3
@@ -48,6 +59,9 @@ class TrainConfig:
     """New crops a step (a fraction: one every so many steps) at the first of ``sizes``; fewer of larger ones."""
     precision: str = "bf16"
     """"bf16" or "fp32"."""
+    recompute: bool = False
+    """Forget what the encoder and each decoding computed and compute it again for the gradients: less memory, more
+    time."""
     seed: int = 0
     validate_every: int = 500
     validation_batches: int = 10
@@ -68,8 +82,15 @@ class TrainConfig:
                 "fresh must be above 0, decay_fraction within 0..1 and ema from 0 to below 1, got "
                 f"{self.fresh}, {self.decay_fraction} and {self.ema}."
             )
-        if not self.round_weights or min(self.round_weights) < 0 or sum(self.round_weights) <= 0:
-            raise ConfigError(f"round_weights must be chances that do not sum to 0, got {self.round_weights}.")
+        for name in ("round_weights", "click_styles"):
+            chances = getattr(self, name)
+            if not chances or min(chances) < 0 or sum(chances) <= 0:
+                raise ConfigError(f"{name} must be chances that do not sum to 0, got {chances}.")
+        if self.dice_weight < 0 or self.foreground_weight <= 0 or self.focal_gamma < 0:
+            raise ConfigError(
+                "dice_weight and focal_gamma must be at least 0 and foreground_weight above 0, got "
+                f"{self.dice_weight}, {self.focal_gamma} and {self.foreground_weight}."
+            )
         if not self.sizes or self.sizes[-1][0] < 1.0 or any(s % 32 or s < 32 or n < 1 for _, s, n in self.sizes):
             raise ConfigError(
                 "sizes must reach to 1.0 with edges that are multiples of 32 and at least one crop a step, got "
@@ -77,35 +98,44 @@ class TrainConfig:
             )
 
 
-def config_to_dict(config: TrainConfig, model_config: FamsamConfig) -> Dict[str, Any]:
+def config_to_dict(config: TrainConfig, model_config: Any) -> Dict[str, Any]:
     """JSON-able form of a run's set-up."""
     return {"train": to_plain(config), "model": to_plain(model_config)}
 
 
-def config_of_run(directory: Union[str, Path]) -> Tuple[TrainConfig, FamsamConfig]:
+def config_of_run(directory: Union[str, Path]) -> Tuple[TrainConfig, Any]:
     """The set-up of a run that has been begun, or the defaults."""
     path = Path(directory) / CONFIG_NAME
     return read_config(path) if path.exists() else (TrainConfig(), FamsamConfig())
 
 
-def read_config(path: Union[str, Path]) -> Tuple[TrainConfig, FamsamConfig]:
+def read_config(path: Union[str, Path]) -> Tuple[TrainConfig, Any]:
     """A set-up from a JSON file like a run's ``config.json``; what the file leaves out has its default.
+
+    Returns:
+        How to train, and the network: a ``FamsamConfig``, or a ``Sam3DConfig`` where its "name" is given.
 
     Raises:
         ConfigError: the file cannot be read, or holds unknown names or impossible values.
     """
+    name = str(_part(path, "model").get("name", Famsam.name))
+    return read_part(path, "train", TrainConfig()), read_part(path, "model", default_config(name))
+
+
+def read_part(path: Union[str, Path], key: str, default: Config) -> Config:
+    """What a set-up's file holds under one of ``PARTS``, completed by the default's values; raises as above."""
+    given = {**to_plain(default), **_part(path, key)}
+    return from_plain(type(default), given, f"{path}: {key}")
+
+
+def _part(path: Union[str, Path], key: str) -> Mapping[str, Any]:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"Expected a training configuration as JSON in {path}; {error}.") from error
-    if not isinstance(data, Mapping) or not set(data) <= {"train", "model"}:
-        raise ConfigError(f'Expected the keys "train" and "model" in {path}, got {data!r}.')
-    parts = []
-    for key, default in (("train", TrainConfig()), ("model", FamsamConfig())):
-        given = data.get(key, {})
-        if not isinstance(given, Mapping):
-            raise ConfigError(f"Expected a dictionary under {key!r} in {path}, got {given!r}.")
-        parts.append(from_plain(type(default), {**to_plain(default), **given}, f"{path}: {key}"))
-    train, model = parts
-    assert isinstance(train, TrainConfig) and isinstance(model, FamsamConfig)
-    return train, model
+    if not isinstance(data, Mapping) or not set(data) <= set(PARTS):
+        raise ConfigError(f"Expected some of the keys {', '.join(PARTS)} in {path}, got {data!r}.")
+    given = data.get(key, {})
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"Expected a dictionary under {key!r} in {path}, got {given!r}.")
+    return given

@@ -2,31 +2,57 @@
 
 from __future__ import annotations
 
-from typing import Tuple
+from typing import Callable, Tuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+MaskLoss = Callable[[Tensor, Tensor], Tensor]
+"""(logits (B, M, z, y, x), target (B, 1, z, y, x)) -> (B, M)."""
 
-def mask_loss(logits_BMzyx: Tensor, target_B1zyx: Tensor) -> Tensor:
-    """Soft Dice plus a cross entropy in which foreground and background weigh the same, (B, M).
+
+def mask_loss(
+    logits_BMzyx: Tensor,
+    target_B1zyx: Tensor,
+    dice_weight: float = 1.0,
+    foreground_weight: float = 2.0,
+    focal_gamma: float = 0.0,
+) -> Tensor:
+    """Soft Dice plus a cross entropy in which foreground and background weigh about the same, (B, M).
 
     Plain cross entropy on targets of 0.1 to 5 % of the crop collapses to empty masks.
+
+    Args:
+        dice_weight: of the soft Dice; the cross entropy has weight 1.
+        foreground_weight: how many background voxels a foreground voxel counts for. More would move the decision
+            boundary outwards, less would let structures of a few voxels vanish at first.
+        focal_gamma: exponent of the focal factor (1 - p)^gamma, p the probability of the truth (Lin et al. 2017,
+            eq. 4); 0 is plain cross entropy.
     """
     logits, target = logits_BMzyx.float(), target_B1zyx.float()
     axes = (2, 3, 4)
     probability = logits.sigmoid()
     overlap = (probability * target).sum(axes)
     dice = 1 - (2 * overlap + 1) / (probability.sum(axes) + target.sum(axes) + 1)
-    foreground = target.sum(axes).clamp_min(1.0)
-    background = (1 - target).sum(axes).clamp_min(1.0)
-    # -log p and -log (1 - p). A foreground voxel counts twice a background one: more would move the decision
-    # boundary outwards, less would let structures of a few voxels vanish at first.
-    loss_foreground = (F.softplus(-logits) * target).sum(axes) / foreground
-    loss_background = (F.softplus(logits) * (1 - target)).sum(axes)
-    near = torch.maximum(torch.minimum(background, 2 * foreground), 0.01 * background)
-    return dice + 0.5 * (loss_foreground + loss_background / near)
+    miss, alarm = F.softplus(-logits), F.softplus(logits)  # -log p and -log (1 - p)
+    if focal_gamma:
+        miss, alarm = miss * (1 - probability).pow(focal_gamma), alarm * probability.pow(focal_gamma)
+    foreground, background = balance(target, foreground_weight)
+    cross_entropy = (miss * target).sum(axes) / foreground + (alarm * (1 - target)).sum(axes) / background
+    return dice_weight * dice + 0.5 * cross_entropy
+
+
+def balance(target_BMzyx: Tensor, foreground_weight: float) -> Tuple[Tensor, Tensor]:
+    """What to divide sums over the foreground and over the background by, (B, M) each.
+
+    The background's sum is divided as if it had at most ``foreground_weight`` times the foreground's voxels.
+    """
+    axes = (2, 3, 4)
+    foreground = target_BMzyx.sum(axes).clamp_min(1.0)
+    background = (1 - target_BMzyx).sum(axes).clamp_min(1.0)
+    near = torch.maximum(torch.minimum(background, foreground_weight * foreground), 0.01 * background)
+    return foreground, near
 
 
 def true_iou(logits_BMzyx: Tensor, target_B1zyx: Tensor) -> Tensor:
@@ -37,17 +63,21 @@ def true_iou(logits_BMzyx: Tensor, target_B1zyx: Tensor) -> Tensor:
 
 
 def prompt_loss(
-    logits_BMzyx: Tensor, quality_BM: Tensor, target_B1zyx: Tensor, ambiguous: bool
+    logits_BMzyx: Tensor, quality_BM: Tensor, target_B1zyx: Tensor, ambiguous: bool, of_masks: MaskLoss = mask_loss
 ) -> Tuple[Tensor, Tensor]:
     """Loss of a decode and the Dice of its first mask.
 
     The first mask always learns. The alternatives learn where the prompt is ambiguous: the best one gets the loss, as
     in Segment Anything (Kirillov et al. 2023). The quality learns the true IoU.
 
+    Args:
+        ambiguous: whether the alternatives learn.
+        of_masks: the loss of each mask.
+
     Returns:
         scalar loss, mean Dice of mask 0.
     """
-    losses = mask_loss(logits_BMzyx, target_B1zyx)
+    losses = of_masks(logits_BMzyx, target_B1zyx)
     loss = losses[:, 0].mean()
     if ambiguous and losses.shape[1] > 1:
         loss = loss + 0.3 * losses[:, 1:].amin(dim=1).mean() + 0.02 * losses[:, 1:].mean()

@@ -1,9 +1,9 @@
-"""Pictures of training: the learning curve of a run and a gallery of what the generator makes."""
+"""Pictures of training: the learning curves of runs and a gallery of what the generator makes."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Optional, Tuple, Union
+from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 import numpy as np
 import torch
@@ -22,23 +22,58 @@ def learning_curve(run_directory: Union[str, Path]) -> Optional[Path]:
     Returns:
         The file, or None if the run has not been validated yet.
     """
-    directory = Path(run_directory)
-    if not (directory / "log.csv").exists():
+    rows = _rows(run_directory)
+    if not rows:
         return None
-    rows = list(read_log(directory))
     figure = _figure((9, 4))
     losses, scores = figure.subplots(1, 2)
-    steps = [row["step"] for row in rows]
-    losses.plot(steps, [row["loss"] for row in rows], color="tab:gray")
+    losses.plot(*_points(rows, "loss"), color="tab:gray")
     losses.set(xlabel="step", ylabel="training loss (running mean)")
-    for clicks in (1, 3, 5):
-        scores.plot(steps, [row[f"dice{clicks}"] for row in rows], label=f"{clicks} click{'s' if clicks > 1 else ''}")
-    scores.set(xlabel="step", ylabel="Dice on validation crops", ylim=(0, 1))
-    scores.grid(alpha=0.3)
-    scores.legend()
-    path = directory / "curve.png"
-    figure.savefig(path, dpi=110, bbox_inches="tight")
-    return path
+    _draw_scores(scores, rows)
+    return _saved(figure, Path(run_directory) / "curve.png")
+
+
+def distillation_curve(run_directory: Union[str, Path]) -> Optional[Path]:
+    """Draw ``distillation.png`` from a distillation's log: the distance of each layer, k, and Dice.
+
+    Returns:
+        The file, or None if the run has not been validated yet.
+    """
+    rows = _rows(run_directory)
+    if not rows:
+        return None
+    figure = _figure((13, 4))
+    layers, matched, scores = figure.subplots(1, 3)
+    for name in (name for name in rows[0] if name.startswith("layer")):
+        layers.plot(*_points(rows, name), label=name)
+    layers.set(xlabel="step", ylabel="distance to the teacher's layer (running mean)", ylim=(0, None))
+    layers.legend(fontsize="small")
+    matched.step(*_points(rows, "k"), where="post", color="black")
+    matched.set(xlabel="step", ylabel="k: layers that learn (0: logits)")
+    logits = matched.twinx()
+    logits.plot(*_points(rows, "logits"), color="tab:red")
+    logits.set_ylabel("divergence from the teacher's masks", color="tab:red")
+    _draw_scores(scores, rows)
+    return _saved(figure, Path(run_directory) / "distillation.png")
+
+
+def comparison_curves(runs: Mapping[str, Union[str, Path]], path: Union[str, Path]) -> Path:
+    """Draw the loss and the Dice after 1 and 5 clicks of several runs into one picture.
+
+    Args:
+        runs: their folders by name; one that has not been validated yet is left out.
+    """
+    figure = _figure((13, 4))
+    panels = figure.subplots(1, 3)
+    names = ("loss", "dice1", "dice5")
+    labels = ("training loss (running mean)", "Dice after 1 click", "Dice after 5 clicks")
+    for axes, name, label in zip(panels, names, labels):
+        for run, directory in runs.items():
+            axes.plot(*_points(_rows(directory), name), label=run)
+        axes.set(xlabel="step", ylabel=label)
+        axes.grid(alpha=0.3)
+    panels[-1].legend(fontsize="small")
+    return _saved(figure, Path(path))
 
 
 def gallery(path: Union[str, Path], count: int, size: int, seed: int, device: torch.device) -> None:
@@ -68,7 +103,28 @@ def gallery(path: Union[str, Path], count: int, size: int, seed: int, device: to
         _show(rows[2, column], outlines[plane], "viridis", (0, 3))
     for axes, label in zip(rows[:, 0], ("image", "anatomy", "targets")):
         axes.set_ylabel(label)
-    figure.savefig(Path(path), dpi=110, bbox_inches="tight")
+    _saved(figure, Path(path))
+
+
+def _rows(run_directory: Union[str, Path]) -> List[Dict[str, float]]:
+    return list(read_log(run_directory)) if (Path(run_directory) / "log.csv").exists() else []
+
+
+def _points(rows: List[Dict[str, float]], name: str) -> Tuple[List[float], List[float]]:
+    return [row["step"] for row in rows], [row[name] for row in rows]
+
+
+def _draw_scores(axes: Any, rows: List[Dict[str, float]]) -> None:
+    for clicks in (1, 3, 5):
+        axes.plot(*_points(rows, f"dice{clicks}"), label=f"{clicks} click{'s' if clicks > 1 else ''}")
+    axes.set(xlabel="step", ylabel="Dice on validation crops", ylim=(0, 1))
+    axes.grid(alpha=0.3)
+    axes.legend()
+
+
+def _saved(figure: Any, path: Path) -> Path:
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    return path
 
 
 def _show(axes: Any, plane_YX: torch.Tensor, colours: str, limits: Tuple[float, float]) -> None:

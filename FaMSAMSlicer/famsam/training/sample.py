@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Sequence
+from typing import Callable, List, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +28,28 @@ class Sample:
 
 
 class Dice:
-    """Random numbers of one generator, so that a seed reproduces a sample."""
+    """Random numbers of one generator, so that a seed reproduces a sample.
 
-    def __init__(self, seed: int, device: torch.device) -> None:
+    Args:
+        seed: decides everything that follows.
+        device: where tensors are drawn.
+        part: (index, of how many) of a team of processes that throw the same dice; see ``fork``.
+    """
+
+    def __init__(self, seed: int, device: torch.device, part: Tuple[int, int] = (0, 1)) -> None:
         self.device = device
+        self.part = part
         self.generator = torch.Generator(device=device).manual_seed(seed)
         self.host = torch.Generator().manual_seed(seed)
+
+    def fork(self, count: int) -> List[Dice]:
+        """Independent dice for each of ``count`` things that this process holds.
+
+        What a thing gets does not depend on how the things are spread over the processes of a team.
+        """
+        index, parts = self.part
+        seeds = torch.randint(2**62, (parts * count,), generator=self.host).tolist()
+        return [Dice(seed, self.device) for seed in seeds[index * count : (index + 1) * count]]
 
     def uniform(self, low: float, high: float) -> float:
         return low + (high - low) * float(torch.rand((), generator=self.host))

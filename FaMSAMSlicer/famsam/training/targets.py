@@ -72,15 +72,22 @@ def halve(mask_BZYX: Tensor) -> Tensor:
 
 
 class ClickSimulator:
-    """The prompts so far of a batch of targets, and the next click for each."""
+    """The prompts so far of a batch of targets, and the next click for each.
 
-    def __init__(self, targets_B1zyx: Tensor, dice: Dice) -> None:
+    Args:
+        targets_B1zyx: what is to be segmented, as fractions.
+        dice: each target gets dice of its own from these.
+        styles: weights of clicks deep inside the error, anywhere in it, and at its border.
+    """
+
+    def __init__(self, targets_B1zyx: Tensor, dice: Dice, styles: Sequence[float] = (1.0, 0.0, 0.0)) -> None:
         self.truth = (targets_B1zyx[:, 0] > 0.5).cpu().numpy()
         # Structures thinner than a logit voxel keep their densest voxels.
         for item, target in zip(self.truth, targets_B1zyx[:, 0]):
             if not item.any():
                 item[...] = (target >= 0.8 * target.max()).cpu().numpy()
-        self.dice = dice
+        self.dice = dice.fork(len(targets_B1zyx))
+        self.styles = styles
         self.device = targets_B1zyx.device
         self.points: List[np.ndarray] = []
         self.labels: List[np.ndarray] = []
@@ -88,28 +95,28 @@ class ClickSimulator:
     def add_boxes(self, chance: float) -> None:
         """Give some targets a loose bounding box, as two corner prompts."""
         lower, upper, labels = [], [], []
-        for item in self.truth:
+        for item, dice in zip(self.truth, self.dice):
             z, y, x = (np.flatnonzero(item.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3))
             low = np.array([a[0] for a in (z, y, x)]) * 2.0
             high = np.array([a[-1] for a in (z, y, x)]) * 2.0 + 1
             slack = 0.1 * (high - low) + 1
-            lower.append(low - slack * self.dice.uniform(-0.5, 1.0))
-            upper.append(high + slack * self.dice.uniform(-0.5, 1.0))
-            labels.append((2, 3) if self.dice.chance(chance) else (-1, -1))
+            lower.append(low - slack * dice.uniform(-0.5, 1.0))
+            upper.append(high + slack * dice.uniform(-0.5, 1.0))
+            labels.append((2, 3) if dice.chance(chance) else (-1, -1))
         self.points += [np.stack(lower), np.stack(upper)]
         self.labels += [np.array([label[0] for label in labels]), np.array([label[1] for label in labels])]
 
     def click(self, logits_B1zyx: Optional[Tensor]) -> None:
-        """Append a click for each target: at its centre, or at the centre of the largest error of the given logits."""
+        """Append a click for each target: in it, or in the largest error of the given logits."""
         predicted = np.zeros_like(self.truth) if logits_B1zyx is None else (logits_B1zyx[:, 0] > 0).cpu().numpy()
         points, labels = [], []
-        for truth, mask in zip(self.truth, predicted):
+        for truth, mask, dice in zip(self.truth, predicted, self.dice):
             error = truth ^ mask
             if not error.any():
                 points.append(np.zeros(3))
                 labels.append(-1)
                 continue
-            index = self._centre(error)
+            index = self._voxel(error, dice)
             points.append(2.0 * index + 0.5)
             labels.append(int(truth[tuple(index)]))
         self.points.append(np.stack(points))
@@ -120,12 +127,15 @@ class ClickSimulator:
         self.points.append(np.zeros((len(self.truth), 3)))
         self.labels.append(np.full(len(self.truth), -1))
 
-    def _centre(self, error_zyx: np.ndarray) -> np.ndarray:
-        """A voxel deep inside the error's deepest region; users do not hit the very centre."""
+    def _voxel(self, error_zyx: np.ndarray, dice: Dice) -> np.ndarray:
+        """A voxel of the error; in the first style one deep inside, since users do not hit the very centre."""
+        style = dice.pick(self.styles)
         depth = edt.edt(error_zyx, black_border=True)
-        loose = self.dice.uniform(0.6, 1.0)
-        candidates = np.argwhere(depth >= loose * depth.max())
-        return candidates[self.dice.integer(0, len(candidates) - 1)]
+        if style == 0:
+            candidates = np.argwhere(depth >= dice.uniform(0.6, 1.0) * depth.max())
+        else:
+            candidates = np.argwhere(error_zyx if style == 1 else (depth > 0) & (depth <= 1))
+        return candidates[dice.integer(0, len(candidates) - 1)]
 
     @property
     def points_BN3(self) -> Tensor:
@@ -138,8 +148,9 @@ class ClickSimulator:
 
 def corrupted(targets_B1zyx: Tensor, dice: Dice) -> Tensor:
     """Logits of a faulty mask of each target, as a user would hand over for refinement: grown, shrunk or patchy."""
-    batch, _, size = targets_B1zyx.shape[:3]
-    noise = torch.stack([dice.smooth_noise(1, size, dice.uniform(3.0, size / 2)) for _ in range(batch)])
+    size = targets_B1zyx.shape[2]
+    own = dice.fork(len(targets_B1zyx))
+    noise = torch.stack([d.smooth_noise(1, size, d.uniform(3.0, size / 2)) for d in own])
     blurred = F.avg_pool3d(targets_B1zyx, 5, stride=1, padding=2)
     level = blurred + dice.uniform(0.1, 0.5) * noise - dice.uniform(0.3, 0.7)
     return torch.where(level > 0, 4.0, -4.0)

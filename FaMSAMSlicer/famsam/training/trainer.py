@@ -1,38 +1,37 @@
-"""Training of the default model: encode a few crops, click on several structures of each, learn from every round.
+"""Training of a network: encode a few crops, click on several structures of each, learn from every round.
 
 A run lives in a folder: ``checkpoint.pt`` (resume), ``log.csv`` and ``curve.png`` (what happened), ``config.json``. It
-may be cut off at any time and goes on from its last checkpoint.
+may be cut off at any time and goes on from its last checkpoint. Started by ``torchrun``, several processes train
+together, each on ``sizes`` crops a step; the folder must be one that all of them see.
 """
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import json
 import logging
 import math
 import os
 import time
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import CheckpointError, ConfigError
-from ..model import prompt_maps
-from ..model.base import Embedding
-from ..model.famsam import Famsam, FamsamConfig
+from ..model.base import PromptableModel
 from ..runtime import autocast
+from . import prompting, team
 from .config import CONFIG_NAME, TrainConfig, config_of_run, config_to_dict
-from .losses import prompt_loss, true_iou
+from .learner import Learner, validation_scores
 from .pool import CropPool
 from .sample import Dice, Sample, Source
 from .synthetic import synthetic_sample
-from .targets import ClickSimulator, corrupted
 
 _LOG = logging.getLogger(__name__)
+
 
 class MixedSource:
     """Draws from several sources with given weights."""
@@ -51,73 +50,14 @@ def synthetic_source(size: int, dice: Dice) -> Sample:
     return synthetic_sample(size, dice.integer(0, 2**31 - 1), dice.device)
 
 
-def expand(embedding: Embedding, times: int) -> Embedding:
-    """An embedding of B crops -> of B * times prompts' worth, each crop's copies adjacent."""
-    finer = embedding.finer
-    copies = {f.name: getattr(finer, f.name).repeat_interleave(times, 0) for f in dataclasses.fields(finer)}
-    return Embedding(copies["tokens"], dataclasses.replace(finer, **copies))
-
-
-def training_loss(
-    model: Famsam, crops_B1ZYX: Tensor, targets: Tensor, rounds: int, config: TrainConfig, dice: Dice
-) -> Tuple[Tensor, float, float]:
-    """Loss of the first and the last of ``rounds`` rounds of clicks, and the mean Dice after each of the two."""
-    embedding = expand(model.encode(crops_B1ZYX), len(targets) // len(crops_B1ZYX))
-    clicks = ClickSimulator(targets, dice)
-    previous: Optional[Tensor] = None
-    if dice.chance(config.mask_chance):
-        previous = corrupted(targets, dice)
-    elif dice.chance(config.box_chance * 2):
-        clicks.add_boxes(0.5)
-    loss = targets.new_zeros(())
-    first = last = 0.0
-    for number in range(1, rounds + 1):
-        if number == 1 and previous is not None and dice.chance(0.5):
-            clicks.no_click()
-        else:
-            clicks.click(previous)
-        points, labels = clicks.points_BN3, clicks.labels_BN
-        learn = number in (1, rounds)
-        with torch.set_grad_enabled(learn and torch.is_grad_enabled()):
-            masks = slice(None) if number == 1 else slice(0, 1)
-            logits, quality = model.decode_raw(embedding, points, labels, previous, masks)
-        if learn:
-            part, dice_score = prompt_loss(logits, quality, targets, ambiguous=number == 1)
-            loss = loss + part
-            last = float(dice_score)
-            first = last if number == 1 else first
-        previous = prompt_maps.keep_clicks(logits[:, :1].detach().float(), points / 2 - 0.25, labels)
-    return loss / min(rounds, 2), first, last
-
-
-@torch.no_grad()
-def validation_scores(
-    model: Famsam, batches: Sequence[Tuple[Tensor, Tensor]], config: TrainConfig, clicks: int = 5
-) -> List[float]:
-    """Mean Dice after each of ``clicks`` clicks on fixed crops."""
-    totals, count = [0.0] * clicks, 0
-    for crops, targets in batches:
-        simulator = ClickSimulator(targets, Dice(1, targets.device))
-        with autocast(targets.device, config.precision):
-            embedding = expand(model.encode(crops), len(targets) // len(crops))
-            previous: Optional[Tensor] = None
-            for number in range(clicks):
-                simulator.click(previous)
-                previous, _ = model.decode(embedding, simulator.points_BN3, simulator.labels_BN, previous)
-                iou = true_iou(previous, targets)
-                totals[number] += float((2 * iou / (1 + iou)).sum())
-        count += len(targets)
-    return [total / count for total in totals]
-
-
 class Trainer:
     """One run; ``run()`` trains to the end or to a time limit and may be called again to go on.
 
     Args:
         directory: the run's folder; made if absent, resumed if it holds a checkpoint.
         source: where crops come from.
-        config, model_config: see ``TrainConfig`` and ``FamsamConfig``; None means what the folder's ``config.json``
-            says, or the defaults in a new folder.
+        config, model_config: see ``TrainConfig``, and ``FamsamConfig`` or ``Sam3DConfig``; None means what the
+            folder's ``config.json`` says, or the defaults in a new folder.
         device: where to train.
     """
 
@@ -126,7 +66,7 @@ class Trainer:
         directory: Union[str, Path],
         source: Source,
         config: Optional[TrainConfig] = None,
-        model_config: Optional[FamsamConfig] = None,
+        model_config: Any = None,
         device: Optional[torch.device] = None,
     ) -> None:
         self.directory = Path(directory)
@@ -137,18 +77,31 @@ class Trainer:
         self.config = config
         self.device = device or torch.device("cpu")
         torch.manual_seed(self.config.seed)
-        self.model = Famsam(model_config).to(self.device)
+        self.model = prompting.build(model_config).to(self.device)
+        for _, size, _ in self.config.sizes:
+            prompting.check_crop_size(self.model, size)
+        self.learner = self._make_learner().to(self.device)
         self.average = torch.optim.swa_utils.AveragedModel(
             self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(self.config.ema)
         )
-        self.optimisers = _optimisers(self.model, self.config)
+        self.optimisers = _optimisers(self.learner, self.config)
         self.step = 0
         self.seconds = 0.0
-        self.pool = CropPool(source, self.config, self.model, self.device, self.config.seed)
+        self.pool = CropPool(source, self.config, self.learner.normalise, self.device, self.config.seed)
         if self.checkpoint_path.exists():
             self._resume()
-        settings = config_to_dict(self.config, self.model.config)
-        (self.directory / CONFIG_NAME).write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        self.shared = team.shared(self.learner)
+        if team.leads():
+            text = json.dumps(self._settings(), indent=1)
+            (self.directory / CONFIG_NAME).write_text(text, encoding="utf-8")
+
+    def _make_learner(self) -> Learner:
+        """What learns: ``self.model``, and how."""
+        return Learner(self.model, self.config)
+
+    def _settings(self) -> Dict[str, Any]:
+        """What ``config.json`` is to hold."""
+        return config_to_dict(self.config, self.model.config)
 
     @property
     def checkpoint_path(self) -> Path:
@@ -156,18 +109,20 @@ class Trainer:
 
     def run(self, time_limit_s: float = math.inf, progress: bool = False) -> None:
         """Train until the last step or for ``time_limit_s`` seconds; a checkpoint is left either way."""
-        config, started = self.config, time.monotonic()
-        validation = self._validation_batches()
-        bar = tqdm(total=config.steps, initial=self.step, disable=not progress, unit="step", mininterval=5)
+        config, started, leads = self.config, time.monotonic(), team.leads()
+        validation = self._validation_batches() if leads else []
+        bar = tqdm(total=config.steps, initial=self.step, disable=not (progress and leads), unit="step", mininterval=5)
         smooth = _Smoothed()
-        while self.step < config.steps and time.monotonic() - started < time_limit_s:
+        while self.step < config.steps:
+            if team.agreed(time.monotonic() - started >= time_limit_s, self.device):
+                break
             before = time.monotonic()
             smooth.add(self._one_step())
             self.step += 1
             self.seconds += time.monotonic() - before
             bar.update()
             bar.set_postfix({name: f"{value:.3f}" for name, value in smooth.values.items()}, refresh=False)
-            if self.step % config.validate_every == 0 or self.step == config.steps:
+            if leads and (self.step % config.validate_every == 0 or self.step == config.steps):
                 scores = validation_scores(self.averaged_model(), validation, config)
                 self._log(smooth.values, scores)
             if self.step % config.checkpoint_every == 0:
@@ -175,27 +130,31 @@ class Trainer:
         bar.close()
         self.save()
 
-    def _one_step(self) -> Dict[str, float]:
+    def _gradients(self) -> Dict[str, float]:
+        """Leave the gradients of this step's loss, the team's mean, in the parameters; what to log."""
         config = self.config
-        dice = Dice(config.seed * 1_000_003 + self.step, self.device)
+        dice = Dice(config.seed * 1_000_003 + self.step, self.device, team.part())
         size, count = next((s, n) for until, s, n in config.sizes if self.step < until * config.steps)
         crops, targets = self.pool.batch(size, count, dice)
-        rounds = 1 + dice.pick(config.round_weights)
-        self.model.train()
+        self.learner.train()
+        with autocast(self.device, config.precision):
+            loss, values = self.shared(crops, targets, dice, self.step)
+        loss.backward()
+        return {"loss": float(loss.detach()), **values}
+
+    def _one_step(self) -> Dict[str, float]:
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = group["initial_lr"] * self._schedule()
-        with autocast(self.device, config.precision):
-            loss, first, last = training_loss(self.model, crops, targets, rounds, config, dice)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        values = self._gradients()
+        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), 1.0)
         if torch.isfinite(norm):
             for optimiser in self.optimisers:
                 optimiser.step()
             self.average.update_parameters(self.model)
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
-        return {"loss": float(loss.detach()), "first": first, "last": last}
+        return values
 
     def _schedule(self) -> float:
         """Warm-up, stable, then linear decay to zero; the factor on the learning rates."""
@@ -206,7 +165,7 @@ class Trainer:
     def _validation_batches(self) -> List[Tuple[Tensor, Tensor]]:
         dice = Dice(987_654_321, self.device)
         size = self.config.sizes[0][1]
-        pool = CropPool(self.pool.source, self.config, self.model, self.device, seed=987_654)
+        pool = CropPool(self.pool.source, self.config, self.learner.normalise, self.device, seed=987_654)
         return [pool.batch(size, 4, dice) for _ in range(self.config.validation_batches)]
 
     def _log(self, values: Dict[str, float], scores: Sequence[float]) -> None:
@@ -222,9 +181,14 @@ class Trainer:
         _LOG.info("%s", row)
 
     def save(self) -> None:
-        """Write the checkpoint so that a crash in the middle leaves the old one."""
+        """Write the checkpoint so that a crash in the middle leaves the old one; the leading process does."""
+        if not team.leads():
+            return
+        beside = self.learner.state_dict()
+        model = {name: beside.pop(f"model.{name}") for name in self.model.state_dict()}
         state = {
-            "model": self.model.state_dict(),
+            "model": model,
+            "beside": beside,
             "average": self.average.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
             "step": self.step,
@@ -238,7 +202,8 @@ class Trainer:
     def _resume(self) -> None:
         state = torch.load(self.checkpoint_path, map_location=self.device, weights_only=True)
         try:
-            self.model.load_state_dict(state["model"])
+            model = {f"model.{name}": tensor for name, tensor in state["model"].items()}
+            self.learner.load_state_dict({**model, **state.get("beside", {})})
             self.average.load_state_dict(state["average"])
             for optimiser, saved in zip(self.optimisers, state["optimisers"]):
                 rates = [group["initial_lr"] for group in optimiser.param_groups]
@@ -254,17 +219,17 @@ class Trainer:
         if "pool" in state:
             self.pool.resume(state["pool"])
 
-    def averaged_model(self) -> Famsam:
+    def averaged_model(self) -> PromptableModel:
         """The weights that ship."""
         model = self.average.module
-        assert isinstance(model, Famsam)
+        assert isinstance(model, PromptableModel)
         return model.eval()
 
 
-def _optimisers(model: Famsam, config: TrainConfig) -> List[torch.optim.Optimizer]:
+def _optimisers(learner: nn.Module, config: TrainConfig) -> List[torch.optim.Optimizer]:
     matrices: List[nn.Parameter] = []
     others: List[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
+    for name, parameter in learner.named_parameters():
         in_block = ".blocks" in name and parameter.ndim == 2
         (matrices if config.optimiser == "muon" and in_block else others).append(parameter)
     groups = [
@@ -290,7 +255,9 @@ class _Smoothed:
 
     def add(self, values: Dict[str, float]) -> None:
         for name, value in values.items():
-            self.values[name] = 0.98 * self.values.get(name, value) + 0.02 * value
+            before = self.values.get(name, math.nan)
+            known = value if math.isnan(before) else before
+            self.values[name] = known if math.isnan(value) else 0.98 * known + 0.02 * value
 
 
 def read_log(directory: Union[str, Path]) -> Iterator[Dict[str, float]]:

@@ -11,17 +11,11 @@ from famsam.checkpoints import load_model, save_model
 from famsam.errors import CheckpointError, ConfigError, DatasetError
 from famsam.model.famsam import Famsam, FamsamConfig
 from famsam.training.config import TrainConfig, config_of_run, config_to_dict, read_config
+from famsam.training.learner import training_loss, validation_scores
 from famsam.training.pool import CropPool
+from famsam.training.prompting import expand
 from famsam.training.sample import Dice, Sample
-from famsam.training.trainer import (
-    MixedSource,
-    Trainer,
-    expand,
-    read_log,
-    synthetic_source,
-    training_loss,
-    validation_scores,
-)
+from famsam.training.trainer import MixedSource, Trainer, read_log, synthetic_source
 
 CPU = torch.device("cpu")
 TINY = FamsamConfig(
@@ -151,7 +145,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
 def test_a_few_steps_on_one_batch_reduce_the_loss():
     torch.manual_seed(0)
     model = Famsam(TINY)
-    pool = CropPool(ball_source, SHORT, model, CPU, seed=0)
+    pool = CropPool(ball_source, SHORT, model.normalise, CPU, seed=0)
     crops, targets = pool.batch(32, 2, Dice(0, CPU))
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses, scores = [], []
@@ -171,7 +165,7 @@ def test_a_few_steps_on_one_batch_reduce_the_loss():
 def test_every_part_that_decodes_learns(chances):
     torch.manual_seed(0)
     model = Famsam(TINY)
-    crops, targets = CropPool(ball_source, SHORT, model, CPU, seed=0).batch(32, 2, Dice(0, CPU))
+    crops, targets = CropPool(ball_source, SHORT, model.normalise, CPU, seed=0).batch(32, 2, Dice(0, CPU))
     config = dataclasses.replace(SHORT, mask_chance=chances[0], box_chance=chances[1])
     loss, first, last = training_loss(model, crops, targets, 3, config, Dice(1, CPU))
     loss.backward()
@@ -195,7 +189,7 @@ def test_copies_of_an_embedding_lie_side_by_side():
 def test_validation_gives_a_dice_a_click_and_is_repeatable():
     torch.manual_seed(0)
     model = Famsam(TINY).eval()
-    batches = [CropPool(ball_source, SHORT, model, CPU, seed=5).batch(32, 2, Dice(0, CPU))]
+    batches = [CropPool(ball_source, SHORT, model.normalise, CPU, seed=5).batch(32, 2, Dice(0, CPU))]
     scores = validation_scores(model, batches, SHORT, clicks=3)
     assert len(scores) == 3 and all(0 <= score <= 1 for score in scores)
     assert scores == validation_scores(model, batches, SHORT, clicks=3)
@@ -226,7 +220,7 @@ def test_learning_rate_warms_up_holds_and_falls_to_nothing(tmp_path):
 
 
 def test_the_pool_serves_crops_with_their_own_targets():
-    pool = CropPool(ball_source, SHORT, Famsam(TINY), CPU, seed=0)
+    pool = CropPool(ball_source, SHORT, Famsam(TINY).normalise, CPU, seed=0)
     crops, targets = pool.batch(32, 3, Dice(0, CPU))
     assert crops.shape == (3, 1, 32, 32, 32) and targets.shape == (6, 1, 16, 16, 16)
     bright = torch.nn.functional.avg_pool3d((crops > 0.5).float(), 2)
@@ -236,7 +230,7 @@ def test_the_pool_serves_crops_with_their_own_targets():
 
 
 def test_the_pool_renews_itself_at_the_asked_rate():
-    pool = CropPool(ball_source, dataclasses.replace(SHORT, fresh=0.5, pool=8), Famsam(TINY), CPU, seed=0)
+    pool = CropPool(ball_source, dataclasses.replace(SHORT, fresh=0.5, pool=8), Famsam(TINY).normalise, CPU, seed=0)
     made = []
     for n in range(9):
         pool.batch(32, 2, Dice(n, CPU))
@@ -248,10 +242,10 @@ def test_the_pool_renews_itself_at_the_asked_rate():
 
 
 def test_a_resumed_pool_goes_on_with_the_same_crops():
-    pool = CropPool(ball_source, SHORT, Famsam(TINY), CPU, seed=0)
+    pool = CropPool(ball_source, SHORT, Famsam(TINY).normalise, CPU, seed=0)
     for n in range(5):
         pool.batch(32, 2, Dice(n, CPU))
-    resumed = CropPool(ball_source, SHORT, Famsam(TINY), CPU, seed=0)
+    resumed = CropPool(ball_source, SHORT, Famsam(TINY).normalise, CPU, seed=0)
     resumed.resume(json.loads(json.dumps(pool.state())))
     for n in range(5, 8):
         torch.testing.assert_close(resumed.batch(32, 2, Dice(n, CPU)), pool.batch(32, 2, Dice(n, CPU)), rtol=0, atol=0)
@@ -263,7 +257,7 @@ def test_a_source_without_structures_is_reported():
         return Sample(labels.float(), torch.ones_like(labels, dtype=torch.bool), labels)
 
     with pytest.raises(DatasetError, match="found none"):
-        CropPool(empty, SHORT, Famsam(TINY), CPU, seed=0).batch(32, 1, Dice(0, CPU))
+        CropPool(empty, SHORT, Famsam(TINY).normalise, CPU, seed=0).batch(32, 1, Dice(0, CPU))
 
 
 def test_sources_are_mixed_by_weight():

@@ -1,0 +1,139 @@
+"""What a network learns from a batch: the loss over rounds of simulated clicks, and the scores that measure it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..model import prompt_maps
+from ..model.base import Embedding, PromptableModel
+from ..runtime import autocast
+from . import prompting
+from .config import TrainConfig
+from .losses import mask_loss, prompt_loss, true_iou
+from .sample import Dice
+from .targets import ClickSimulator, corrupted
+
+Decoded = Tuple[Tensor, Tensor]
+"""Logits (B, M, z, y, x) and predicted IoU (B, M)."""
+RoundLoss = Callable[[Decoded, Tuple[Tensor, Tensor, Optional[Tensor]], bool], Tuple[Tensor, float]]
+"""(what was decoded, (points, labels, previous logits) it was decoded from, first round?) -> loss, Dice."""
+
+
+def maybe_recomputed(function: Callable[..., Any], recompute: bool) -> Callable[..., Any]:
+    """``function``, or one whose inner activations are computed anew in the backward pass (Chen et al. 2016)."""
+    return partial(checkpoint, function, use_reentrant=False) if recompute else function
+
+
+def rounds_of_clicks(
+    model: PromptableModel,
+    embedding: Embedding,
+    targets: Tensor,
+    rounds: int,
+    config: TrainConfig,
+    dice: Dice,
+    round_loss: RoundLoss,
+) -> Tuple[Tensor, float, float]:
+    """Mean loss of the first and the last of ``rounds`` rounds of clicks, and the mean Dice after each of the two.
+
+    Args:
+        embedding: of B crops.
+        targets: (B * T, 1, z, y, x) fractions, those of a crop adjacent.
+    """
+    embedding = prompting.expand(embedding, len(targets) // len(embedding.tokens))
+    decode = maybe_recomputed(prompting.decode, config.recompute)
+    clicks = ClickSimulator(targets, dice, config.click_styles)
+    previous: Optional[Tensor] = None
+    if dice.chance(config.mask_chance):
+        previous = corrupted(targets, dice)
+    elif dice.chance(config.box_chance * 2) and model.takes_boxes:
+        clicks.add_boxes(0.5)
+    loss = targets.new_zeros(())
+    first = last = 0.0
+    for number in range(1, rounds + 1):
+        if number == 1 and previous is not None and dice.chance(0.5):
+            clicks.no_click()
+        else:
+            clicks.click(previous)
+        points, labels = clicks.points_BN3, clicks.labels_BN
+        learn = number in (1, rounds)
+        with torch.set_grad_enabled(learn and torch.is_grad_enabled()):
+            decoded = decode(model, embedding, points, labels, previous, number == 1)
+        if learn:
+            part, last = round_loss(decoded, (points, labels, previous), number == 1)
+            loss = loss + part
+            first = last if number == 1 else first
+        previous = prompt_maps.keep_clicks(decoded[0][:, :1].detach().float(), points / 2 - 0.25, labels)
+    return loss / min(rounds, 2), first, last
+
+
+def label_loss(config: TrainConfig, targets: Tensor) -> RoundLoss:
+    """The loss against the true masks."""
+    of_masks = partial(
+        mask_loss,
+        dice_weight=config.dice_weight,
+        foreground_weight=config.foreground_weight,
+        focal_gamma=config.focal_gamma,
+    )
+
+    def loss(decoded: Decoded, _given: Any, first: bool) -> Tuple[Tensor, float]:
+        value, dice_score = prompt_loss(*decoded, targets, ambiguous=first, of_masks=of_masks)
+        return value, float(dice_score)
+
+    return loss
+
+
+def training_loss(
+    model: PromptableModel, crops_B1ZYX: Tensor, targets: Tensor, rounds: int, config: TrainConfig, dice: Dice
+) -> Tuple[Tensor, float, float]:
+    """``rounds_of_clicks`` on crops, learning from the true masks."""
+    embedding = maybe_recomputed(prompting.encode, config.recompute)(model, crops_B1ZYX)
+    return rounds_of_clicks(model, embedding, targets, rounds, config, dice, label_loss(config, targets))
+
+
+class Learner(nn.Module):
+    """A network and its loss as one module, the form that data-parallel training wants.
+
+    Its parameters are those that learn: the network's, named "model.…", and what a subclass adds to them.
+    """
+
+    def __init__(self, model: PromptableModel, config: TrainConfig) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+
+    def forward(self, crops: Tensor, targets: Tensor, dice: Dice, step: int) -> Tuple[Tensor, Dict[str, float]]:
+        """The loss of a batch, and what to write into the log."""
+        rounds = 1 + dice.pick(self.config.round_weights)
+        loss, first, last = training_loss(self.model, crops, targets, rounds, self.config, dice)
+        return loss, {"first": first, "last": last}
+
+    def normalise(self, crop_B1ZYX: Tensor, inside_B1ZYX: Tensor) -> Tensor:
+        """Raw crops to the channels that ``forward`` takes; the first is the network's own."""
+        return self.model.normalise(crop_B1ZYX, inside_B1ZYX)
+
+
+@torch.no_grad()
+def validation_scores(
+    model: PromptableModel, batches: Sequence[Tuple[Tensor, Tensor]], config: TrainConfig, clicks: int = 5
+) -> List[float]:
+    """Mean Dice after each of ``clicks`` clicks on fixed crops; only the first channel of the crops is looked at."""
+    totals, count = [0.0] * clicks, 0
+    for crops, targets in batches:
+        simulator = ClickSimulator(targets, Dice(1, targets.device))
+        with autocast(targets.device, config.precision):
+            embedding = prompting.expand(prompting.encode(model, crops[:, :1]), len(targets) // len(crops))
+            previous: Optional[Tensor] = None
+            for number in range(clicks):
+                simulator.click(previous)
+                points, labels = simulator.points_BN3, simulator.labels_BN
+                logits, _ = prompting.decode(model, embedding, points, labels, previous)
+                previous = prompt_maps.keep_clicks(logits.float(), points / 2 - 0.25, labels)
+                iou = true_iou(previous, targets)
+                totals[number] += float((2 * iou / (1 + iou)).sum())
+        count += len(targets)
+    return [total / count for total in totals]

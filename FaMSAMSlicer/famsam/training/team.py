@@ -1,0 +1,60 @@
+"""Several processes that train one network together, as ``torchrun`` starts them; one process is a team of one."""
+
+from __future__ import annotations
+
+import os
+from typing import Tuple
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def join(device: torch.device) -> torch.device:
+    """Join the team that ``torchrun`` started, if it did; the device that this process is to train on.
+
+    Args:
+        device: what was asked for; of GPUs, each process of a machine takes its own.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def leave() -> None:
+    """Leave the team, if there is one."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def part() -> Tuple[int, int]:
+    """(index of this process, processes in the team)."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def leads() -> bool:
+    """Whether this is the process that writes files and speaks."""
+    return part()[0] == 0
+
+
+def shared(learner: nn.Module) -> nn.Module:
+    """The module to call so that gradients become the team's mean."""
+    if part()[1] == 1:
+        return learner
+    # Which parameters a step needs depends on its prompts.
+    return nn.parallel.DistributedDataParallel(learner, find_unused_parameters=True)
+
+
+def agreed(value: bool, device: torch.device) -> bool:
+    """What the leading process thinks."""
+    if part()[1] == 1:
+        return value
+    flag = torch.tensor(float(value), device=device)
+    dist.broadcast(flag, 0)
+    return bool(flag)
