@@ -30,8 +30,9 @@ engine-test: FOLDER = Engine
 viewer-test: FOLDER = Viewer
 
 # The panels run in a process of their own, away from what other tests left behind in Qt and VTK.
-slicer-test: $(VENV)/.test
-	$(SHARED_THREADS) $(VENV)/bin/python -m pytest Testing/Slicer --ignore Testing/Slicer/test_slicer_widgets.py
+slicer-test: $(VENV)/.test $(VENV)/.views
+	$(SHARED_THREADS) FAMSAM_TRAME_PYTHON=$(abspath $(VENV)/views/bin/python) \
+		$(VENV)/bin/python -m pytest Testing/Slicer --ignore Testing/Slicer/test_slicer_widgets.py
 	$(SHARED_THREADS) $(VENV)/bin/python -m pytest Testing/Slicer/test_slicer_widgets.py
 
 $(VENV)/bin/python:
@@ -43,6 +44,11 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) install -q -c constraints.txt -e ".[dev]"
+	touch $@
+
+# Slicer's real views need an environment of their own; where it cannot be had, their tests are skipped.
+$(VENV)/.views: $(VENV)/bin/python Testing/Slicer/views_environment.py
+	$(VENV)/bin/python Testing/Slicer/views_environment.py $(VENV)/views
 	touch $@
 
 clean:

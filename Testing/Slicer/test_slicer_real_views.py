@@ -1,8 +1,7 @@
 """A click in a real slice view, and in the real 3D view, changes the pixels there; undo changes them back.
 
-Needs a Python of its own with ``pip install "trame-slicer[standalone]"`` (it pins an older slicer-core), named by the
-environment variable FAMSAM_TRAME_PYTHON, of the same version as this one, which lends it torch and PySide6; and Mesa's
-libEGL or libOSMesa.
+Needs a Python of its own with trame-slicer (``views_environment.py`` makes it), named by the environment variable
+FAMSAM_TRAME_PYTHON, of the same version as this one, which lends it torch and PySide6; and Mesa's libEGL or libOSMesa.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from views_environment import CANNOT_DRAW, can_draw
 
 HERE = Path(__file__).parent
 PYTHON = os.environ.get("FAMSAM_TRAME_PYTHON", "")
@@ -28,8 +28,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    if not PYTHON:
-        pytest.skip("FAMSAM_TRAME_PYTHON does not name a Python with trame-slicer, which draws Slicer's real views")
+    if not PYTHON or not Path(PYTHON).is_file():
+        pytest.skip(
+            "FAMSAM_TRAME_PYTHON names no Python with trame-slicer, which draws Slicer's real views; "
+            "make one: python Testing/Slicer/views_environment.py FOLDER"
+        )
+    if not can_draw():
+        pytest.skip(CANNOT_DRAW)
     pytest.importorskip("PySide6", reason="the effect's panel runs on PySide6")
     version = [PYTHON, "-c", "import sys, trame_slicer; print('%d.%d' % sys.version_info[:2])"]
     asked = subprocess.run(version, capture_output=True, text=True)
