@@ -11,7 +11,7 @@ import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, AsyncIterator, Callable, Dict, Optional, TypeVar
+from typing import Any, AsyncIterator, Callable, Dict, List, Optional, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 WORKERS = 8
+ABANDONED_S = 60.0  # a scan without a session is given so long to get one before its place may be taken
 
 
 class ServerError(FamsamError):
@@ -103,16 +104,28 @@ class Hub:
         oldest_s = time.monotonic() - self.limits.idle_s
         for opened in [s for s in self._sessions.values() if s.used_s < oldest_s and not s.waiting]:
             del self._sessions[opened.id]
-        in_use = {opened.scan.id for opened in self._sessions.values()}
-        for scan in [s for s in self._scans.values() if s.used_s < oldest_s and s.id not in in_use]:
+        for scan in self._without_sessions(oldest_s):
             self.close_scan(scan.id)
+
+    def _without_sessions(self, unused_since_s: float) -> List[OpenScan]:
+        in_use = {opened.scan.id for opened in self._sessions.values()}
+        return [s for s in self._scans.values() if s.used_s < unused_since_s and s.id not in in_use]
+
+    def _closed_an_abandoned_scan(self) -> bool:
+        """Whether room was made: clients close their sessions, and leave the scan to whoever needs its place."""
+        abandoned = self._without_sessions(time.monotonic() - ABANDONED_S)
+        if abandoned:
+            self.close_scan(min(abandoned, key=lambda scan: scan.used_s).id)
+        return bool(abandoned)
 
     # Scans
 
     @asynccontextmanager
     async def arrival(self) -> AsyncIterator[Path]:
         """A private folder for a scan that is about to be received; few at a time, the others wait unread."""
-        if len(self._scans) + self._arriving >= self.limits.volumes:
+        while len(self._scans) + self._arriving >= self.limits.volumes:
+            if self._closed_an_abandoned_scan():
+                continue
             raise ServerError(503, "busy", f"{self.limits.volumes} scans are open already; close one, or try later")
         self._arriving += 1
         try:
@@ -133,8 +146,12 @@ class Hub:
 
     def add_scan(self, intake: Intake, folder: Path) -> OpenScan:
         """Keep a scan that was read."""
-        held = sum(scan.volume.voxels_zyx.nbytes for scan in self._scans.values())
-        if held + intake.volume.voxels_zyx.nbytes > self.limits.all_volumes_bytes:
+        while True:
+            held = sum(scan.volume.voxels_zyx.nbytes for scan in self._scans.values())
+            if held + intake.volume.voxels_zyx.nbytes <= self.limits.all_volumes_bytes:
+                break
+            if self._closed_an_abandoned_scan():
+                continue
             raise ServerError(
                 503,
                 "busy",

@@ -226,6 +226,19 @@ def test_memory_of_all_scans_is_limited(model: Any) -> None:
         assert upload(client, scan).status_code == 201
 
 
+def test_scans_that_nobody_works_on_make_room(model: Any) -> None:
+    app = create_app(model, limits=Limits(volumes=3))
+    with live(app) as client:
+        kept, older, newer = (upload(client, nifti_bytes(ball_zyx())).json()["id"] for _ in range(3))
+        client.post(f"/v1/volumes/{kept}/sessions")
+        refused(upload(client, nifti_bytes(ball_zyx())), 503)
+        for scan_id, unused_s in ((kept, 300), (older, 200), (newer, 100)):
+            app.state.hub.scan(scan_id).used_s -= unused_s
+        assert upload(client, nifti_bytes(ball_zyx())).status_code == 201
+        assert [client.get(f"/v1/volumes/{one}").status_code for one in (kept, older, newer)] == [200, 404, 200]
+        refused(upload(client, nifti_bytes(ball_zyx())), 503)
+
+
 def test_number_of_prompts_is_limited(client: httpx.Client, session: str) -> None:
     state = client.get(f"/v1/sessions/{session}/state").json()["state"]
     point = {"type": "point", "ras_mm": CENTRE_RAS_MM, "positive": True}
