@@ -12,6 +12,7 @@ import { chooseWindow, fillWindows } from "./windows";
 
 const $ = <T extends HTMLElement>(id: string) => document.getElementById(id) as T;
 const TOKEN_KEY = "famsam-token";
+const PATIENCE_MS = 400;
 
 type Tool = "include" | "exclude" | "box";
 
@@ -146,11 +147,13 @@ class Page {
     this.status("Segmenting…");
     this.queue = this.queue.then(() =>
       this.guard(async () => {
+        const patience = setTimeout(() => this.progress("Segmenting"), PATIENCE_MS); // a first look takes a while
         try {
           const update = await ask();
           if (update) await this.apply(segment, update, began);
           else this.status("");
         } finally {
+          clearTimeout(patience);
           this.waiting--;
           this.refresh();
         }
@@ -307,7 +310,7 @@ class Page {
   setTool(tool: Tool): void {
     this.tool = tool;
     this.viewer.tool = tool === "box" ? "box" : "point";
-    for (const name of ["include", "exclude", "box"]) $(name).setAttribute("aria-checked", String(name === tool));
+    for (const name of ["include", "exclude", "box"]) $(name).setAttribute("aria-pressed", String(name === tool));
   }
 
   nextLayout(): void {
@@ -399,7 +402,7 @@ class Page {
     const text = "The connection to the server is lost. Work goes on when it is back.";
     if (lost) this.alert(text);
     else if ($("alert-text").textContent === text) this.alert(null);
-    if (lost) this.status("Waiting for the server…");
+    if (lost) this.progress("Waiting for the server");
   }
 
   /** Run something; what goes wrong is told in a sentence, and work goes on. */

@@ -1,0 +1,140 @@
+"""The page and a server that comes and goes: what is said, what is kept, and what counts how often."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Dict, List
+
+from conftest import RunningServer, Tab
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "Engine" / "server"))
+from server_fixtures import ball_zyx, nifti_bytes
+
+AXIAL = 2
+
+
+def open_ball(tab: Tab, folder: Path) -> None:
+    path = folder / "ball.nii"
+    path.write_bytes(nifti_bytes(ball_zyx()))
+    with tab.page.expect_file_chooser() as chooser:
+        tab.page.click("#open")
+    chooser.value.set_files(str(path))
+    tab.until("document.getElementById('scan-name').textContent.startsWith('ball.nii:')")
+    tab.settled()
+    tab.page.select_option("#layout", "axial")
+    tab.settled()
+
+
+def prompts(tab: Tab) -> List[Dict[str, Any]]:
+    return list(tab.get("famsam.work.segment.state.prompts"))
+
+
+def click_without_waiting(tab: Tab, across: float, down: float) -> None:
+    tab.page.mouse.click(*tab.place(AXIAL, across, down))
+
+
+def test_a_lost_connection_is_said_once_and_all_clicks_are_kept(
+    tab: Tab, server: RunningServer, tmp_path: Path
+) -> None:
+    open_ball(tab, tmp_path)
+    tab.click(AXIAL, 0.5, 0.5)
+    first = tab.voxels()
+    server.stop()
+    click_without_waiting(tab, 0.3, 0.3)
+    tab.until("!document.getElementById('alert').hidden")
+    assert "connection" in tab.page.inner_text("#alert").lower()
+    tab.page.click("#alert-close")
+    click_without_waiting(tab, 0.7, 0.3)
+    click_without_waiting(tab, 0.7, 0.7)
+    tab.page.wait_for_timeout(3000)  # of retries
+    assert not tab.page.is_visible("#alert")
+    assert tab.page.is_visible("#progress")
+    server.start()
+    tab.settled()
+    assert not tab.page.is_visible("#alert")
+    assert len(prompts(tab)) == 4
+    assert tab.drawn() == tab.voxels()
+    for count in (3, 2, 1):
+        tab.page.keyboard.press("z")
+        tab.settled()
+        assert len(prompts(tab)) == count
+    assert tab.voxels() == tab.drawn() == first
+    tab.page.keyboard.press("z")  # a step from before the server was restarted
+    tab.settled()
+    assert prompts(tab) == [] and tab.voxels() == tab.drawn() == 0 and tab.page.is_disabled("#undo")
+    for count in (1, 2):
+        tab.page.keyboard.press("y")
+        tab.settled()
+        assert len(prompts(tab)) == count and tab.drawn() == tab.voxels()
+    tab.page.keyboard.press("z")
+    tab.settled()
+    assert tab.voxels() == tab.drawn() == first
+
+
+def test_a_click_whose_answer_was_lost_counts_once(tab: Tab) -> None:
+    before = len(prompts(tab))
+    carried_out: List[int] = []
+
+    def lose_the_answer(route: Any) -> None:
+        carried_out.append(route.fetch().status)
+        route.abort("connectionreset")
+
+    tab.page.route("**/points", lose_the_answer, times=1)
+    tab.click(AXIAL, 0.4, 0.6)
+    assert carried_out == [200]
+    assert len(prompts(tab)) == before + 1
+    assert tab.drawn() == tab.voxels()
+    session = tab.get("famsam.work.segment.sessionId")
+    state = tab.page.request.get(f"{tab.page.url}v1/sessions/{session}/state").json()["state"]
+    assert state["prompts"] == prompts(tab)
+
+
+def test_clicks_in_quick_succession_all_count(tab: Tab) -> None:
+    before = prompts(tab)
+    places = [(0.2, 0.5), (0.8, 0.5), (0.5, 0.2)]
+    for place in places:
+        click_without_waiting(tab, *place)
+    tab.settled()
+    assert len(prompts(tab)) == len(before) + len(places)
+    assert tab.drawn() == tab.voxels()
+
+
+def test_a_click_takes_the_place_of_previews(tab: Tab) -> None:
+    before = len(prompts(tab))
+    tab.page.keyboard.down("p")
+    for step in range(6):
+        tab.page.mouse.move(*tab.place(AXIAL, 0.3 + 0.05 * step, 0.65))
+    click_without_waiting(tab, 0.55, 0.7)
+    tab.page.keyboard.up("p")
+    tab.settled()
+    tab.until("!famsam.previewBusy")
+    assert len(prompts(tab)) == before + 1
+    assert tab.drawn() == tab.voxels()
+    assert not tab.page.is_visible("#alert")
+
+
+def test_a_server_that_came_back_with_another_token_is_gone_on_with(
+    browser: Any, weights: str, tmp_path: Path
+) -> None:
+    first = RunningServer(weights, token="a-long-enough-token")
+    first.start()
+    second = RunningServer(weights, token="another-long-token", port=first.port)
+    try:
+        tab = Tab(browser.new_page(), first.address)
+        tab.goto(first.address + "#token=a-long-enough-token")
+        open_ball(tab, tmp_path)
+        tab.click(AXIAL, 0.5, 0.5)
+        first.stop()
+        second.start()
+        click_without_waiting(tab, 0.3, 0.3)
+        tab.until("document.getElementById('token-dialog').open")
+        tab.page.fill("#token", "another-long-token")
+        tab.page.keyboard.press("Enter")
+        tab.settled()
+        assert len(prompts(tab)) == 2 and tab.drawn() == tab.voxels()
+        assert not tab.page.is_visible("#alert") and tab.problems == []
+        tab.page.close()
+    finally:
+        first.stop()
+        second.stop()
