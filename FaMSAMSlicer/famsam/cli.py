@@ -10,14 +10,14 @@ import json
 import logging
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from . import __version__
 from .cli_calibrate import add_calibrate_arguments, calibrate
 from .errors import FamsamError
 from .server.command import add_serve_arguments, add_view_arguments, serve, view
+from .training import command as training
 
 Row = Dict[str, Any]
 
@@ -167,55 +167,6 @@ def _calibrate(args: argparse.Namespace) -> None:
     _report(args, *calibrate(args))
 
 
-# --- train ---
-
-
-def _train(args: argparse.Namespace) -> None:
-    import torch
-
-    from .checkpoints import save_model
-    from .runtime import choose_device
-    from .training.config import config_of_run, read_config
-    from .training.plots import learning_curve
-    from .training.trainer import MixedSource, Trainer, synthetic_source
-
-    sources, weights = [synthetic_source], [args.synthetic_weight]
-    if args.labelled or args.unlabelled or args.label_maps:
-        from .training.scans import load_label_maps, load_labelled, load_unlabelled
-
-        for directory in args.label_maps:
-            sources.append(load_label_maps(directory).draw)
-            weights.append(args.label_map_weight)
-        for directory in args.labelled:
-            sources.append(load_labelled(directory, args.include).draw)
-            weights.append(args.labelled_weight)
-        for directory in args.unlabelled:
-            sources.append(load_unlabelled(directory).draw)
-            weights.append(args.unlabelled_weight)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    config, model_config = read_config(args.config) if args.config else config_of_run(args.run_directory)
-    chosen = {"steps": args.steps, "optimiser": args.optimiser, "seed": args.seed, "precision": args.precision}
-    config = replace(config, **{name: value for name, value in chosen.items() if value is not None})
-    source = MixedSource(sources, weights)
-    trainer = Trainer(args.run_directory, source, config, model_config, choose_device(args.device))
-    trainer.run(args.time_limit_min * 60, progress=not args.quiet)
-    weights_path = Path(args.run_directory) / "famsam.safetensors"
-    provenance = {"steps": str(trainer.step), "seconds": str(round(trainer.seconds)), "seed": str(config.seed)}
-    save_model(trainer.averaged_model(), weights_path, provenance, half=True)
-    curve = learning_curve(args.run_directory)
-    summary = {"step": trainer.step, "steps": config.steps, "weights": str(weights_path), "curve": curve and str(curve)}
-    _report(args, summary, [f"step {trainer.step} of {config.steps}; weights: {weights_path}; curve: {curve}"])
-
-
-def _gallery(args: argparse.Namespace) -> None:
-    from .runtime import choose_device
-    from .training.plots import gallery
-
-    gallery(args.output, args.count, args.size, args.seed, choose_device(args.device))
-    _report(args, {"picture": str(args.output)}, [f"picture: {args.output}"])
-
-
 # --- convert, bench, doctor ---
 
 
@@ -270,6 +221,17 @@ def _report(args: argparse.Namespace, summary: Row, lines: Sequence[str]) -> Non
     print(json.dumps(summary, default=str) if args.json else "\n".join(lines))
 
 
+def _answering(command: Callable[[argparse.Namespace], training.Answer]) -> Callable[[argparse.Namespace], None]:
+    """A command of ``training.command`` that prints what it answers."""
+
+    def run(args: argparse.Namespace) -> None:
+        answer = command(args)
+        if answer is not None:
+            _report(args, *answer)
+
+    return run
+
+
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -322,35 +284,18 @@ def _parser() -> argparse.ArgumentParser:
     add_calibrate_arguments(p)
     _model_options(p)
 
-    p = _command(commands, "train", _train, "train the default network; resumes what was cut off",
-                 "famsam train runs/first --steps 6000 --labelled cases/ --time-limit-min 120")
-    p.add_argument("run_directory", type=Path)
-    p.add_argument("--config", type=Path, help="JSON like a run's config.json, complete or in part; by default "
-                   "the run's own if it has been begun; the options below go before it")
-    p.add_argument("--steps", type=int)
-    p.add_argument("--time-limit-min", type=float, default=float("inf"), help="stop with a checkpoint after so long")
-    p.add_argument("--labelled", type=Path, action="append", default=[], help="folder of labelled cases; repeatable")
-    p.add_argument("--include", action="append", default=[], help="pattern of labelled cases to train on")
-    p.add_argument("--unlabelled", type=Path, action="append", default=[], help="folder of scans (supervoxels)")
-    p.add_argument("--label-maps", type=Path, action="append", default=[], help="folder of label maps (synthesised)")
-    p.add_argument("--synthetic-weight", type=float, default=0.45, help="share of synthetic crops")
-    p.add_argument("--labelled-weight", type=float, default=0.08, help="share of each --labelled folder")
-    p.add_argument("--unlabelled-weight", type=float, default=0.2, help="share of each --unlabelled folder")
-    p.add_argument("--label-map-weight", type=float, default=0.2, help="share of each --label-maps folder")
-    p.add_argument("--optimiser", choices=("adamw", "muon"))
-    p.add_argument("--precision", choices=("bf16", "fp32"))
-    p.add_argument("--seed", type=int)
-    p.add_argument("--device", default="auto")
-    p.add_argument("--threads", type=int, default=0)
-    p.add_argument("--quiet", action="store_true", help="no progress bar")
-
-    p = _command(commands, "gallery", _gallery, "draw what the synthetic data generator makes",
+    p = _command(commands, "train", _answering(training.train), "train a network; resumes what was cut off",
+                 training.TRAIN_EXAMPLE)
+    training.add_train_arguments(p)
+    p = _command(commands, "distill", _answering(training.distill), "train a shallow network to be like a deep one",
+                 training.DISTILL_EXAMPLE)
+    training.add_distill_arguments(p)
+    p = _command(commands, "compare", _answering(training.compare), "train variants on the same budget and compare",
+                 training.COMPARE_EXAMPLE)
+    training.add_compare_arguments(p)
+    p = _command(commands, "gallery", _answering(training.gallery), "draw what the synthetic data generator makes",
                  "famsam gallery gallery.png --count 12")
-    p.add_argument("output", type=Path)
-    p.add_argument("--count", type=int, default=12)
-    p.add_argument("--size", type=int, default=96, help="edge of the crops in voxels")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--device", default="auto")
+    training.add_gallery_arguments(p)
 
     p = _command(commands, "convert", _convert, "published checkpoints to safetensors",
                  "famsam convert fastsam3d.pth fastsam3d.safetensors --teacher sam_med3d_turbo.pth")

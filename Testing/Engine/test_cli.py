@@ -22,7 +22,7 @@ from tiny_models import tiny_model
 SMALL = FamsamConfig(
     stem_channels=(8, 8, 8, 8), token_channels=16, depth=1, heads=2, decoder_channels=(8, 8, 16), decoder_depth=1
 )
-COMMANDS = ("segment", "view", "serve", "evaluate", "calibrate", "train", "gallery", "convert", "bench", "doctor")
+COMMANDS = ("segment", "view", "serve", "evaluate", "calibrate", "train", "distill", "compare", "gallery", "convert", "bench", "doctor")
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -303,6 +303,32 @@ def test_train_on_labelled_scans(scan, tmp_path, capsys):
     assert "step 1 of 1" in capsys.readouterr().out
     assert cli.main([*arguments, "--labelled", str(tmp_path / "empty")]) == 1
     assert "famsam train: " in capsys.readouterr().err
+
+
+def test_distill_and_compare(weights, segment, tmp_path, capsys):
+    train = {"sizes": [[1, 32, 1]], "targets": 1, "pool": 4, "warmup_steps": 1, "validation_batches": 1}
+    train.update(steps=4, precision="fp32")
+    model = {"stem_channels": [8, 8, 8, 8], "token_channels": 16, "depth": 1, "heads": 2}
+    model.update(decoder_channels=[8, 8, 16], decoder_depth=1)
+    config, slow = tmp_path / "quick.json", tmp_path / "slow.json"
+    config.write_text(json.dumps({"train": train, "model": model}))
+    slow.write_text(json.dumps({"train": {**train, "learning_rate": 1e-5}, "model": model}))
+    options = ["--device", "cpu", "--quiet", "--json"]
+    distill = ["distill", str(tmp_path / "student"), *options]
+    assert cli.main([*distill, "--teacher", str(weights), "--config", str(config), "--layer-fraction", "0.75"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["step"] == 4 and Path(found["curve"]).read_bytes().startswith(PNG)
+    settings = json.loads((tmp_path / "student" / "config.json").read_text())["distill"]
+    assert settings["teacher"] == str(weights) and settings["layer_fraction"] == 0.75
+    code, _, _, _ = segment("--point=-18,0,0", "--model", found["weights"])
+    assert code == 0
+    assert cli.main([*distill, "--steps", "5"]) == 0, "the run knows its teacher"
+    assert json.loads(capsys.readouterr().out)["step"] == 5
+    assert cli.main(["distill", str(tmp_path / "other"), *options]) == 1
+    assert "teacher" in capsys.readouterr().err
+    assert cli.main(["compare", str(config), str(slow), "-o", str(tmp_path / "both"), "--steps", "2", *options]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["quick", "slow"]
+    assert cli.main(["compare", str(config), "-o", str(tmp_path / "one"), *options]) == 1
 
 
 def test_gallery(tmp_path, capsys):

@@ -118,8 +118,13 @@ def read_config(path: Union[str, Path]) -> Tuple[TrainConfig, Any]:
     Raises:
         ConfigError: the file cannot be read, or holds unknown names or impossible values.
     """
-    name = str(_part(path, "model").get("name", Famsam.name))
-    return read_part(path, "train", TrainConfig()), read_part(path, "model", default_config(name))
+    return read_part(path, "train", TrainConfig()), read_model(path) or FamsamConfig()
+
+
+def read_model(path: Union[str, Path]) -> Any:
+    """The network in a set-up's file, or None if the file leaves it out; see ``read_config``."""
+    given = _part(path, "model")
+    return read_part(path, "model", default_config(str(given.get("name", Famsam.name)))) if given else None
 
 
 def read_part(path: Union[str, Path], key: str, default: Config) -> Config:

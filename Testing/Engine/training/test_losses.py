@@ -111,3 +111,20 @@ def test_dice_of_the_first_mask_is_reported():
     _, dice = prompt_loss(logits, torch.zeros(1, 2), target, ambiguous=True)
     smaller = ball(radius=3)
     assert float(dice) == pytest.approx(float(2 * smaller.sum() / (smaller.sum() + target.sum())), abs=1e-5)
+
+
+def test_the_focal_factor_spares_what_is_already_right():
+    target = ball()
+    sure, unsure = logits_of(target, 4.0), logits_of(target, 0.2)
+    plain = [float(mask_loss(logits, target, dice_weight=0.0)) for logits in (sure, unsure)]
+    focal = [float(mask_loss(logits, target, dice_weight=0.0, focal_gamma=2.0)) for logits in (sure, unsure)]
+    assert focal[0] < 0.01 * plain[0] and focal[1] > 0.15 * plain[1]
+
+
+def test_the_foreground_weighs_as_much_as_asked():
+    """Missing a structure costs the same whatever the weight; a false alarm costs less the more it weighs."""
+    target = ball(radius=2)
+    empty, full = logits_of(torch.zeros_like(target)), logits_of(torch.ones_like(target))
+    missed = [float(mask_loss(empty, target, 0.0, weight)) for weight in (1.0, 4.0)]
+    alarm = [float(mask_loss(full, target, 0.0, weight)) for weight in (1.0, 4.0)]
+    assert missed[0] == pytest.approx(missed[1], rel=0.2) and alarm[0] == pytest.approx(4 * alarm[1], rel=0.05)

@@ -199,3 +199,20 @@ def test_faulty_masks_resemble_what_they_are_of():
         assert overlap > 0.3
         different += int((mask != (targets > 0)).any())
     assert different == 8
+
+
+def test_clicks_lie_where_their_style_says():
+    cube = torch.zeros(1, 1, 16, 16, 16)
+    cube[0, 0, 3:12, 3:12, 3:12] = 1
+    depths = {}
+    for name, styles in (("centre", (1, 0, 0)), ("random", (0, 1, 0)), ("border", (0, 0, 1))):
+        found = []
+        for seed in range(40):
+            simulator = ClickSimulator(cube, Dice(seed, CPU), styles)
+            simulator.click(None)
+            index = ((simulator.points_BN3[0, 0] - 0.5) / 2).long()
+            assert cube[0, 0, index[0], index[1], index[2]] == 1 and int(simulator.labels_BN[0, 0]) == 1
+            found.append(min(int(min(index)) - 2, 12 - int(max(index))))  # in voxels, 1 at the border, 5 in the middle
+        depths[name] = found
+    assert min(depths["centre"]) >= 3 and set(depths["border"]) == {1}
+    assert 1 in depths["random"] and max(depths["random"]) >= 3

@@ -10,6 +10,7 @@ import torch
 from famsam.checkpoints import load_model, save_model
 from famsam.errors import CheckpointError, ConfigError, DatasetError
 from famsam.model.famsam import Famsam, FamsamConfig
+from famsam.model.sam_config import FASTSAM3D, SAM_MED3D
 from famsam.training.config import TrainConfig, config_of_run, config_to_dict, read_config
 from famsam.training.learner import training_loss, validation_scores
 from famsam.training.pool import CropPool
@@ -174,6 +175,44 @@ def test_every_part_that_decodes_learns(chances):
     assert 0 <= first <= 1 and 0 <= last <= 1
 
 
+def test_recomputing_gives_the_same_gradients_and_keeps_less():
+    """Of two decodings' activations only one is held at a time, so what is saved for the backward pass shrinks."""
+    torch.manual_seed(0)
+    model = Famsam(TINY)
+    crops, targets = CropPool(ball_source, SHORT, model.normalise, CPU, seed=0).batch(32, 2, Dice(0, CPU))
+    gradients, saved = [], []
+    for recompute in (False, True):
+        config = dataclasses.replace(SHORT, recompute=recompute, mask_chance=0.0)
+        model.zero_grad(set_to_none=True)
+        held: dict = {}
+
+        def keep(tensor, held=held):
+            held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss, _, _ = training_loss(model, crops, targets, 2, config, Dice(1, CPU))
+        saved.append(sum(held.values()))
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-7)
+    assert gradients[0].abs().max() > 1e-3
+    assert saved[1] < 0.5 * saved[0]
+
+
+@pytest.mark.parametrize("change", [{"focal_gamma": 2.0}, {"dice_weight": 0.0}, {"foreground_weight": 4.0}])
+def test_the_loss_is_the_one_that_the_configuration_names(change):
+    torch.manual_seed(0)
+    model = Famsam(TINY)
+    crops, targets = CropPool(ball_source, SHORT, model.normalise, CPU, seed=0).batch(32, 1, Dice(0, CPU))
+    with torch.no_grad():
+        losses = [
+            float(training_loss(model, crops, targets, 1, config, Dice(1, CPU))[0])
+            for config in (SHORT, dataclasses.replace(SHORT, **change))
+        ]
+    assert losses[0] > losses[1] + 1e-3
+
+
 def test_copies_of_an_embedding_lie_side_by_side():
     model = Famsam(TINY).eval()
     with torch.no_grad():
@@ -298,6 +337,10 @@ def test_sources_are_mixed_by_weight():
         ({"ema": 1.0}, "ema"),
         ({"round_weights": ()}, "round_weights"),
         ({"round_weights": (0.0, 0.0)}, "round_weights"),
+        ({"click_styles": (0.0, 0.0, 0.0)}, "click_styles"),
+        ({"dice_weight": -1.0}, "dice_weight"),
+        ({"foreground_weight": 0.0}, "foreground_weight"),
+        ({"focal_gamma": -0.5}, "focal_gamma"),
         ({"sizes": ()}, "sizes"),
         ({"sizes": ((0.5, 64, 1),)}, "sizes"),
         ({"sizes": ((1.0, 48, 1),)}, "sizes"),
@@ -309,10 +352,17 @@ def test_impossible_configurations_are_refused(change, message):
         TrainConfig(**change)
 
 
-def test_configurations_survive_json(tmp_path):
+@pytest.mark.parametrize("model", [TINY, SAM_MED3D, FASTSAM3D])
+def test_configurations_survive_json(tmp_path, model):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps(config_to_dict(SHORT, TINY)))
-    assert read_config(path) == (SHORT, TINY)
+    path.write_text(json.dumps(config_to_dict(SHORT, model)))
+    assert read_config(path) == (SHORT, model)
+
+
+def test_a_published_network_takes_crops_of_its_size_only(tmp_path):
+    with pytest.raises(ConfigError, match="128 voxels only, got 32"):
+        encoder = dataclasses.replace(FASTSAM3D.encoder, width=24, heads=2, mlp_width=8, blocks=("mlp",))
+        Trainer(tmp_path, ball_source, SHORT, dataclasses.replace(FASTSAM3D, encoder=encoder))
 
 
 def test_a_file_may_hold_a_part_of_the_configuration(tmp_path):

@@ -1,0 +1,213 @@
+"""``famsam train``, ``distill``, ``compare`` and ``gallery``: arguments, and what each answers with.
+
+Each command returns its summary (JSON-able) and the lines to print, or nothing in a process that does not lead.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
+
+if TYPE_CHECKING:
+    import torch
+
+    from .config import TrainConfig
+    from .sample import Source
+    from .trainer import Trainer
+
+Answer = Optional[Tuple[Dict[str, Any], List[str]]]
+
+TRAIN_EXAMPLE = """famsam train runs/first --steps 6000 --labelled cases/ --time-limit-min 120
+
+Several GPUs: torchrun --nproc-per-node 4 -m famsam.cli train runs/first"""
+DISTILL_EXAMPLE = "famsam distill runs/student --teacher sam_med3d_turbo.pth --labelled cases/"
+COMPARE_EXAMPLE = "famsam compare adamw.json muon.json focal.json -o comparison/"
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``famsam train``."""
+    parser.add_argument("run_directory", type=Path)
+    _add_run_arguments(parser)
+    _add_source_arguments(parser)
+
+
+def add_distill_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``famsam distill``."""
+    parser.add_argument("run_directory", type=Path)
+    parser.add_argument("--teacher", type=Path, help="weights of any network of the family; kept by the run's folder")
+    parser.add_argument("--student", choices=("famsam", "fastsam3d"), help="default: the teacher's kind, half as deep")
+    parser.add_argument("--layer-fraction", type=float, help="share of the run for the layers, before the logits")
+    _add_run_arguments(parser)
+    _add_source_arguments(parser)
+
+
+def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``famsam compare``."""
+    parser.add_argument("configs", type=Path, nargs="+", help="JSON files like a run's config.json, a variant each")
+    parser.add_argument("-o", "--output", type=Path, default=Path("comparison"), help="folder for runs, table, curves")
+    parser.add_argument("--steps", type=int, help="budget of every variant")
+    _add_machine_arguments(parser)
+    _add_source_arguments(parser)
+
+
+def add_gallery_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of ``famsam gallery``."""
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--count", type=int, default=12)
+    parser.add_argument("--size", type=int, default=96, help="edge of the crops in voxels")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, help="JSON like a run's config.json, complete or in part; by default "
+                        "the run's own if it has been begun; the options below go before it")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--time-limit-min", type=float, default=float("inf"), help="stop with a checkpoint after so "
+                        "long")
+    parser.add_argument("--optimiser", choices=("adamw", "muon"))
+    parser.add_argument("--precision", choices=("bf16", "fp32"))
+    parser.add_argument("--seed", type=int)
+    _add_machine_arguments(parser)
+
+
+def _add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--labelled", type=Path, action="append", default=[], help="folder of labelled cases; "
+                        "repeatable")
+    parser.add_argument("--include", action="append", default=[], help="pattern of labelled cases to train on")
+    parser.add_argument("--unlabelled", type=Path, action="append", default=[], help="folder of scans (supervoxels)")
+    parser.add_argument("--label-maps", type=Path, action="append", default=[], help="folder of label maps "
+                        "(synthesised)")
+    parser.add_argument("--synthetic-weight", type=float, default=0.45, help="share of synthetic crops")
+    parser.add_argument("--labelled-weight", type=float, default=0.08, help="share of each --labelled folder")
+    parser.add_argument("--unlabelled-weight", type=float, default=0.2, help="share of each --unlabelled folder")
+    parser.add_argument("--label-map-weight", type=float, default=0.2, help="share of each --label-maps folder")
+
+
+def train(args: argparse.Namespace) -> Answer:
+    """Train to the end or to the time limit, and leave the averaged weights and the curve beside the checkpoint."""
+    from . import team
+    from .config import config_of_run, read_config
+    from .plots import learning_curve
+    from .trainer import Trainer
+
+    device = team.join(_machine(args))
+    config, model_config = read_config(args.config) if args.config else config_of_run(args.run_directory)
+    trainer = Trainer(args.run_directory, _source(args), _chosen(config, args), model_config, device)
+    try:
+        return _run(trainer, args, learning_curve)
+    finally:
+        team.leave()
+
+
+def distill(args: argparse.Namespace) -> Answer:
+    """Distil to the end or to the time limit; leaves what ``train`` does.
+
+    Raises:
+        ConfigError: no teacher, or networks that do not go together.
+    """
+    from ..model.registry import default_config
+    from . import team
+    from .config import CONFIG_NAME, TrainConfig, read_model, read_part
+    from .distill import DistillConfig, Distiller
+    from .plots import distillation_curve
+
+    device = team.join(_machine(args))
+    begun = args.run_directory / CONFIG_NAME
+    path = args.config or (begun if begun.exists() else None)
+    config = TrainConfig(sizes=((1.0, 128, 1),))  # the only size that the published networks take
+    student, how = None, DistillConfig()
+    if path is not None:
+        config, student, how = read_part(path, "train", config), read_model(path), read_part(path, "distill", how)
+    if args.student is not None:
+        student = default_config(args.student)
+    chosen = {"teacher": args.teacher and str(args.teacher), "layer_fraction": args.layer_fraction}
+    how = replace(how, **{name: value for name, value in chosen.items() if value is not None})
+    distiller = Distiller(args.run_directory, _source(args), how, _chosen(config, args), student, device)
+    try:
+        return _run(distiller, args, distillation_curve)
+    finally:
+        team.leave()
+
+
+def compare(args: argparse.Namespace) -> Answer:
+    """Train every variant on the same budget, and draw up table and curves."""
+    from .compare import compare as run_comparison
+    from .config import read_config
+
+    device = _machine(args)
+    variants = {}
+    for path in args.configs:
+        config, model_config = read_config(path)
+        variants[path.stem] = (config if args.steps is None else replace(config, steps=args.steps), model_config)
+    comparison = run_comparison(variants, args.output, _source(args), device, progress=not args.quiet)
+    return vars(comparison), [comparison.to_markdown(), f"curves: {args.output / 'comparison.png'}"]
+
+
+def gallery(args: argparse.Namespace) -> Answer:
+    """Draw synthetic samples."""
+    from ..runtime import choose_device
+    from .plots import gallery as draw
+
+    draw(args.output, args.count, args.size, args.seed, choose_device(args.device))
+    return {"picture": str(args.output)}, [f"picture: {args.output}"]
+
+
+def _run(trainer: Trainer, args: argparse.Namespace, draw_curve: Any) -> Answer:
+    from ..checkpoints import save_model
+    from . import team
+
+    trainer.run(args.time_limit_min * 60, progress=not args.quiet)
+    if not team.leads():
+        return None
+    weights = Path(args.run_directory) / f"{trainer.model.name}.safetensors"
+    provenance = {"steps": trainer.step, "seconds": round(trainer.seconds), "seed": trainer.config.seed}
+    text = {name: str(value) for name, value in provenance.items()}
+    save_model(trainer.averaged_model(), weights, text, half=True)
+    curve = draw_curve(args.run_directory)
+    steps = trainer.config.steps
+    summary = {"step": trainer.step, "steps": steps, "weights": str(weights), "curve": curve and str(curve)}
+    return summary, [f"step {trainer.step} of {steps}; weights: {weights}; curve: {curve}"]
+
+
+def _machine(args: argparse.Namespace) -> torch.device:
+    import torch
+
+    from ..runtime import choose_device
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return choose_device(args.device)
+
+
+def _chosen(config: TrainConfig, args: argparse.Namespace) -> TrainConfig:
+    """A configuration with what the command line says in place of what it holds."""
+    chosen = {"steps": args.steps, "optimiser": args.optimiser, "seed": args.seed, "precision": args.precision}
+    return replace(config, **{name: value for name, value in chosen.items() if value is not None})
+
+
+def _source(args: argparse.Namespace) -> Source:
+    from .trainer import MixedSource, synthetic_source
+
+    sources, weights = [synthetic_source], [args.synthetic_weight]
+    if args.labelled or args.unlabelled or args.label_maps:
+        from .scans import load_label_maps, load_labelled, load_unlabelled
+
+        for directory in args.label_maps:
+            sources.append(load_label_maps(directory).draw)
+            weights.append(args.label_map_weight)
+        for directory in args.labelled:
+            sources.append(load_labelled(directory, args.include).draw)
+            weights.append(args.labelled_weight)
+        for directory in args.unlabelled:
+            sources.append(load_unlabelled(directory).draw)
+            weights.append(args.unlabelled_weight)
+    return MixedSource(sources, weights)
