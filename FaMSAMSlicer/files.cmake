@@ -90,6 +90,8 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/server/wire.py
   famsam/session.py
   famsam/training/__init__.py
+  famsam/training/command.py
+  famsam/training/compare.py
   famsam/training/config.py
   famsam/training/distill.py
   famsam/training/learner.py
