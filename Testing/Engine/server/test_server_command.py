@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any, List
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
@@ -76,9 +76,11 @@ def test_view_prints_an_address_that_opens_the_image(model: Any, tmp_path: Path)
         "import argparse, sys; from famsam.server.command import add_view_arguments, view; "
         "parser = argparse.ArgumentParser(); add_view_arguments(parser); sys.exit(view(parser.parse_args()))"
     )
+    without_screen = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    without_screen["SSH_CONNECTION"] = "192.0.2.1 50000 192.0.2.2 22"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(scan), "--no-browser", "--model", str(weights)],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "FaMSAMSlicer"), "TMPDIR": str(scratch)},
+        [sys.executable, "-c", code, str(scan), "--port", "0", "--model", str(weights)],
+        env={**without_screen, "PYTHONPATH": str(ROOT / "FaMSAMSlicer"), "TMPDIR": str(scratch)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -87,6 +89,9 @@ def test_view_prints_an_address_that_opens_the_image(model: Any, tmp_path: Path)
     try:
         process.stdout.readline()
         address, _, fragment = process.stdout.readline().strip().partition("#")
+        assert "ends it" in process.stdout.readline() and "no screen" in process.stdout.readline()
+        port = urlsplit(address).port
+        assert f"-L {port}:127.0.0.1:{port}" in process.stdout.readline()
         asked = parse_qs(fragment)
         assert asked["path"] == [str(scan)]
         transport = httpx.HTTPTransport(retries=20)
