@@ -122,9 +122,9 @@ def test_the_focal_factor_spares_what_is_already_right():
 
 
 def test_the_foreground_weighs_as_much_as_asked():
-    """Missing a structure costs the same whatever the weight; a false alarm costs less the more it weighs."""
+    """A false alarm costs the less, the more a foreground voxel weighs; what is missed costs the same."""
     target = ball(radius=2)
-    empty, full = logits_of(torch.zeros_like(target)), logits_of(torch.ones_like(target))
+    empty, full = logits_of(torch.zeros_like(target), 30.0), logits_of(torch.ones_like(target), 30.0)
     missed = [float(mask_loss(empty, target, 0.0, weight)) for weight in (1.0, 4.0)]
     alarm = [float(mask_loss(full, target, 0.0, weight)) for weight in (1.0, 4.0)]
-    assert missed[0] == pytest.approx(missed[1], rel=0.2) and alarm[0] == pytest.approx(4 * alarm[1], rel=0.05)
+    assert missed[0] == pytest.approx(missed[1]) and alarm[0] > 3 * alarm[1] > 1.0
