@@ -6,50 +6,92 @@ import json
 
 import pytest
 import torch
-from famsam.bench import BenchReport, Timing, run_bench
-from famsam.errors import ConfigError
+from famsam.bench import BenchOptions, BenchReport, ScalingOptions, run_bench
+from famsam.bench.models import ModelCalls, untrained_model
+from famsam.bench.run import ratios
+from famsam.errors import CheckpointError, ConfigError
+
+TIMING = {"median_ms", "min_ms", "max_ms", "spread_ms", "runs"}
+JUDGED = TIMING | {"gflop", "mib", "limit_ms", "of_limit"}
 
 
 @pytest.fixture(scope="module")
 def report():
-    return run_bench("cpu", "fp32", runs=1, volume_xyz=(30, 34, 20), configs=("famsam", "fastsam3d"))
+    scaling = ScalingOptions(((10, 12, 8),), points=1, segments=1, volume_xyz=(30, 34, 20), runs=1)
+    return run_bench(BenchOptions("cpu", "fp32", 0, 1, (30, 34, 20), ("famsam",), batches=(2,), scaling=scaling))
 
 
 def test_every_configuration_is_timed(report):
-    assert set(report.configs) == {"famsam", "fastsam3d"}
-    for found in report.configs.values():
-        assert found["precision"] == "fp32" and found["parameters"] > 1_000_000
-        for stage in ("encode", "decode"):
-            assert 0 < found[stage]["min_ms"] <= found[stage]["median_ms"] <= found[stage]["max_ms"]
-    assert report.configs["famsam"]["parameters"] < 6_500_000
+    (found,) = report.configs.values()
+    assert found["precision"] == "fp32" and 1_000_000 < found["parameters"] < 6_500_000
+    for stage in ("normalise", "encode", "decode"):
+        assert set(found[stage]) == JUDGED and found[stage]["runs"] == 1
+        assert 0 < found[stage]["min_ms"] <= found[stage]["median_ms"] <= found[stage]["max_ms"]
+    assert found["encode"]["gflop"] > 1 and found["decode"]["gflop"] > 1
+
+
+def test_limits_are_measured_and_held_against_every_stage(report):
+    for of_precision in report.limits.values():
+        assert set(of_precision) == {"fp32", "bf16"} and min(of_precision.values()) > 0
+    for found in (*report.stages.values(), report.configs["famsam"]["encode"]):
+        assert found["of_limit"] == pytest.approx(found["limit_ms"] / found["median_ms"], rel=0.2, abs=1e-3)
+    assert set(report.stages) == {"read", "open", "resample", "prior", "paste"}
 
 
 def test_clicks_are_timed_on_the_volume_that_was_asked_for(report):
     assert report.clicks["volume_xyz"] == [30, 34, 20]
-    assert report.clicks["first"]["median_ms"] > 0 and report.clicks["next"]["median_ms"] > 0
+    for name in ("set_image", "first", "next", "preview", "mask", "undo", "redo"):
+        assert set(report.clicks[name]) == TIMING and report.clicks[name]["median_ms"] > 0
+    assert report.clicks["next"]["runs"] == 2 * report.clicks["first"]["runs"]
     assert set(report.clicks["last_next_click_stages_ms"]) == {"crop", "encode", "decode", "paste", "total"}
 
 
-def test_ratios_are_those_of_the_medians_of_this_run(report):
-    ours, paper = report.configs["famsam"], report.configs["fastsam3d"]
-    assert len(report.ratios) == 2
-    for stage in ("encode", "decode"):
-        (ratio,) = (value for name, value in report.ratios.items() if name.startswith(stage))
-        assert ratio == pytest.approx(paper[stage]["median_ms"] / ours[stage]["median_ms"], abs=0.006)
+def test_ratios_are_those_of_the_medians_of_this_run():
+    ours = {"precision": "bf16", "encode": {"median_ms": 20.0}, "decode": {"median_ms": 10.0}}
+    paper = {"precision": "fp32", "encode": {"median_ms": 170.0}, "decode": {"median_ms": 5.0}}
+    assert ratios({"famsam": ours, "fastsam3d": paper}) == {
+        "encode: fastsam3d fp32 / famsam bf16": 8.5,
+        "decode: fastsam3d fp32 / famsam bf16": 0.5,
+    }
+    assert ratios({"famsam": ours}) == {}
+
+
+def test_the_published_model_is_timed_as_well():
+    calls = ModelCalls(untrained_model("fastsam3d", torch.device("cpu"), "auto"), torch.randn(1, 1, 128, 128, 128))
+    assert calls.model.precision == "fp32"
+    assert calls.decode()[0].shape == (1, 1, 32, 32, 32)
+    work = calls.work()
+    parameters_mib = sum(p.nbytes for p in calls.model.parameters()) / 2**20
+    assert parameters_mib < work["encode"].mib + work["decode"].mib < 1.4 * parameters_mib
+    assert work["encode"].gflop > 10 * work["decode"].gflop > 0
+
+
+def test_throughput_counts_the_volumes_of_a_batch(report):
+    for found in report.throughput.values():
+        for stage in ("encode", "decode"):
+            expected = 1000 * 2 / found["2"][stage]["median_ms"]
+            assert found["2"][stage]["per_second"] == pytest.approx(expected, rel=0.01)
 
 
 def test_the_report_names_where_it_was_measured_and_reads_well(report):
-    assert report.environment["packages"]["torch"] == torch.__version__
-    assert report.environment["threads"] == torch.get_num_threads() and report.environment["date"]
+    about = report.environment
+    assert about["packages"]["torch"] == torch.__version__
+    assert about["threads"] == torch.get_num_threads() and about["date"] and about["processor"]
+    assert set(report.import_ms) == {"famsam", "torch", "engine", "bundled model"}
+    assert report.import_ms["famsam"] < report.import_ms["torch"]
     lines = report.lines()
     assert f"torch {torch.__version__}" in lines[0]
-    assert any(line.startswith("famsam") and "encode" in line for line in lines)
+    assert any(line.startswith("famsam") and "encode" in line and "% of the limit" in line for line in lines)
     assert any("first click" in line for line in lines) and any("30 x 34 x 20" in line for line in lines)
-    assert json.loads(json.dumps(report.to_dict()))["ratios"] == report.ratios
+    assert any("batch 2, encode" in line for line in lines) and any("click by points" in line for line in lines)
+    assert json.loads(json.dumps(report.to_dict()))["limits"] == report.limits
 
 
-def test_timing_of_values():
-    assert Timing.of([3.0, 1.0, 10.0]) == Timing(median_ms=3.0, min_ms=1.0, max_ms=10.0)
+def test_threads_are_as_they_were():
+    before = torch.get_num_threads()
+    with pytest.raises(CheckpointError):
+        run_bench(BenchOptions("cpu", threads=before + 1, runs=1, volume_xyz=(8, 8, 8), model="missing.safetensors"))
+    assert torch.get_num_threads() == before
 
 
 def test_a_report_without_runs_is_empty():
@@ -57,8 +99,21 @@ def test_a_report_without_runs_is_empty():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"runs": 0}, {"volume_xyz": (4, 100, 100)}, {"configs": ("unet",)}, {"device": "quantum"}]
+    "wrong",
+    [
+        {"runs": 0},
+        {"volume_xyz": (4, 100, 100)},
+        {"configs": ("unet",)},
+        {"configs": ()},
+        {"batches": (0,)},
+        {"threads": -1},
+    ],
 )
 def test_what_cannot_be_timed_is_refused(wrong):
-    with pytest.raises(ConfigError):
-        run_bench(**{"device": "cpu", "runs": 1, "volume_xyz": (20, 20, 20), **wrong})
+    with pytest.raises(ConfigError, match="Expected"):
+        BenchOptions(**wrong)
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(ConfigError, match="quantum"):
+        run_bench(BenchOptions("quantum"))
