@@ -6,6 +6,7 @@ import json
 
 import pytest
 from famsam.bench import BenchReport, compare, comparison_lines, read_report
+from famsam.cli import main
 from famsam.errors import ConfigError
 
 
@@ -56,3 +57,8 @@ def test_what_is_no_report_is_refused(tmp_path, content):
         path.write_text(content)
     with pytest.raises(ConfigError, match=r"Expected.*old\.json"):
         read_report(path)
+
+
+def test_the_command_reads_the_older_report_before_it_measures(tmp_path, capsys):
+    assert main(["bench", "--compare", str(tmp_path / "none.json"), "--runs", "0"]) == 1
+    assert "none.json" in capsys.readouterr().err
