@@ -22,6 +22,8 @@ from .errors import CheckpointError, ConfigError
 from .model.base import PromptableModel
 from .model.calibration import Calibration
 from .model.config import from_plain, to_plain
+from .model.famsam import Famsam
+from .model.famsam_encoder import TokenPausing
 from .model.registry import MODEL_NAMES, build_model, config_from_dict, config_to_dict
 from .model.sam_layout import DECODER, ENCODER, as_full_layout, infer_config
 from .runtime import choose_device, choose_precision
@@ -41,6 +43,7 @@ def load_model(
     device: str = "auto",
     precision: str = "auto",
     teacher: Optional[PathLike] = None,
+    paused_share: float = 0.0,
 ) -> PromptableModel:
     """A model ready to use: weights loaded, in evaluation mode, without gradients.
 
@@ -52,14 +55,20 @@ def load_model(
         precision: see ``runtime.choose_precision``. The parameters are always fp32; ``model.precision`` holds the
             choice for ``runtime.autocast``.
         teacher: a checkpoint with the prompt encoder and the mask decoder for a ``source`` that is an encoder alone.
+        paused_share: share of the tokens that pause in the later blocks of a famsam encoder, 0 to below 1; more is
+            faster and less exact (see ``TokenPausing``). 0 changes nothing.
 
     Raises:
         CheckpointError: if a file is missing, damaged, unsafe, foreign, or does not fit its configuration.
-        ConfigError: for an unknown device or precision.
+        ConfigError: for an unknown device or precision, and for tokens that are to pause in another model.
     """
     chosen_device = choose_device(device)
     path = _existing_file(DEFAULT_WEIGHTS if source == "default" else source)
     model = _model_from(path, None if teacher is None else _existing_file(teacher)).to(chosen_device)
+    if paused_share:
+        if not isinstance(model, Famsam):
+            raise ConfigError(f"Tokens can pause in famsam models only, not in {model.name}; leave paused_share at 0.")
+        model.pausing = TokenPausing(paused_share)
     if precision == "auto" and chosen_device.type == "cpu" and not model.half_on_cpu:
         precision = "fp32"
     model.precision = choose_precision(precision, chosen_device)

@@ -15,6 +15,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from . import __version__
 from .cli_calibrate import add_calibrate_arguments, calibrate
+from .cli_proposals import add_propose_arguments, add_train_proposals_arguments, propose, train_proposals
 from .errors import FamsamError
 from .server.command import add_serve_arguments, add_view_arguments, serve, view
 from .training import command as training
@@ -79,7 +80,7 @@ def _segment(args: argparse.Namespace) -> None:
     from .volume import read_mask, write_mask
 
     volume = _read_image(args.image)
-    session = Session(load_model(args.model, args.device, args.precision))
+    session = Session(load_model(args.model, args.device, args.precision, paused_share=args.pause))
     session.set_image(volume)
     if args.start is not None:
         session.set_mask(read_mask(args.start, volume))
@@ -153,7 +154,8 @@ def _evaluate(args: argparse.Namespace) -> None:
             from .checkpoints import load_model
 
             label = None if name == "default" else Path(name).stem
-            methods.append(SessionSegmenter(load_model(name, args.device, args.precision), label))
+            model = load_model(name, args.device, args.precision, paused_share=args.pause)
+            methods.append(SessionSegmenter(model, label))
     options = EvaluationOptions(dataset, args.clicks, args.tolerance_mm, args.pictures, progress=not args.quiet)
     report = evaluate(args.directory, methods, options)
     report.write(args.output)
@@ -165,6 +167,14 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _calibrate(args: argparse.Namespace) -> None:
     _report(args, *calibrate(args))
+
+
+def _propose(args: argparse.Namespace) -> None:
+    _report(args, *propose(args))
+
+
+def _train_proposals(args: argparse.Namespace) -> None:
+    _report(args, *train_proposals(args))
 
 
 # --- convert, bench, doctor ---
@@ -260,6 +270,12 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--restore", type=Path, help="prompts that --save-prompts wrote")
     p.add_argument("--save-prompts", type=Path, help="write the prompts as JSON")
     p.add_argument("--picture", type=Path, help="write a PNG with three planes, the outline and the clicks")
+    _pause_option(p)
+    _model_options(p)
+
+    p = _command(commands, "propose", _propose, "masks of what there is to segment, without a click",
+                 "famsam propose scan.nii.gz -o candidates/ --model with-proposals.safetensors")
+    add_propose_arguments(p)
     _model_options(p)
 
     p = _command(commands, "evaluate", _evaluate, "measure accuracy and latency with simulated clicks",
@@ -277,6 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--min-voxels", type=int, default=20)
     p.add_argument("--pictures", type=Path, help="folder for a picture of every result")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
+    _pause_option(p)
     _model_options(p, with_model=False)
 
     p = _command(commands, "calibrate", _calibrate, "judge and correct probabilities and predicted IoU",
@@ -287,6 +304,10 @@ def _parser() -> argparse.ArgumentParser:
     p = _command(commands, "train", _answering(training.train), "train a network; resumes what was cut off",
                  training.TRAIN_EXAMPLE)
     training.add_train_arguments(p)
+    p = _command(commands, "train-proposals", _train_proposals, "add a trained proposal head to a model",
+                 "famsam train-proposals with-proposals.safetensors --time-limit-min 10 --label-maps maps/")
+    add_train_proposals_arguments(p)
+    _model_options(p)
     p = _command(commands, "distill", _answering(training.distill), "train a shallow network to be like a deep one",
                  training.DISTILL_EXAMPLE)
     training.add_distill_arguments(p)
@@ -351,6 +372,11 @@ def _model_options(parser: argparse.ArgumentParser, with_model: bool = True) -> 
         parser.add_argument("--model", default="default", help='"default", a .safetensors or a .pth file')
     parser.add_argument("--device", default="auto", help='"auto", "cpu", "cuda", "cuda:1", "mps"')
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+
+
+def _pause_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pause", type=float, default=0.0, metavar="SHARE",
+                        help="share of the encoder's tokens that pause in its later blocks: faster, less exact")
 
 
 if __name__ == "__main__":

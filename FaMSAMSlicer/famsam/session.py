@@ -17,6 +17,7 @@ from .errors import PromptError, SessionError
 from .geometry import Box, box_slices
 from .model.base import PromptableModel
 from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE
+from .proposing import Candidate, ProposalOptions, candidates_of
 from .segmenter import Prediction, Prompts, Segmenter, SegmenterOptions
 from .uncertainty import Uncertainty, uncertainty_of
 from .volume import Volume
@@ -181,6 +182,27 @@ class Session:
         prompts, frame = self._canonical(state.prompts), self.volume.canonical
         return uncertainty_of(self._segmenter, prompts, state.predictions[-2:], state.base, decodes, frame)
 
+    def propose(self, options: Optional[ProposalOptions] = None) -> List[Candidate]:
+        """Masks of whatever the model takes for a structure, without any prompt, the most trusted first.
+
+        Nothing is changed; ``take`` one of them. The same scan has the same candidates, whatever the prompts.
+
+        Raises:
+            ConfigError: the model's weights have no proposal head.
+        """
+        frame = self.volume.canonical
+        assert self._segmenter is not None
+        return candidates_of(self._segmenter, frame, options or ProposalOptions())
+
+    def take(self, candidate: Candidate) -> Result:
+        """Start from a candidate, as from any mask (see ``set_mask``): clicks refine it, undo returns."""
+        if candidate.mask.size_zyx != self.volume.canonical.grid.size_zyx:
+            raise PromptError(
+                f"Expected a candidate of this image ({self.volume.canonical.grid.size_zyx} voxels), got one of an "
+                f"image of {candidate.mask.size_zyx}. Call propose() again."
+            )
+        return self._commit(self._begun(candidate.mask, candidate.quality))
+
     # --- prompts ---
 
     def add_point(self, point_ras_mm: Point3, positive: bool = True) -> Result:
@@ -285,9 +307,9 @@ class Session:
     def _result(self, state: _State, before: _State) -> Result:
         return Result(state.last, state.last.mask.changed_box(before.last.mask), self.volume)
 
-    def _begun(self, base: CompactMask) -> _State:
+    def _begun(self, base: CompactMask, quality: float = 0.0) -> _State:
         assert self._segmenter is not None
-        return _State(base, (), (self._segmenter.start(base),))
+        return _State(base, (), (replace(self._segmenter.start(base), quality=quality),))
 
     def _extended(self, state: _State, prompt: Prompt) -> _State:
         if self._previewed is not None:

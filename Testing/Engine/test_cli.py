@@ -22,7 +22,10 @@ from tiny_models import tiny_model
 SMALL = FamsamConfig(
     stem_channels=(8, 8, 8, 8), token_channels=16, depth=1, heads=2, decoder_channels=(8, 8, 16), decoder_depth=1
 )
-COMMANDS = ("segment", "view", "serve", "evaluate", "calibrate", "train", "distill", "compare", "gallery", "convert", "bench", "doctor")
+COMMANDS = (
+    "segment", "view", "serve", "evaluate", "calibrate", "propose", "train", "train-proposals",
+    "distill", "compare", "gallery", "convert", "bench", "doctor",
+)  # fmt: skip
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
@@ -108,11 +109,23 @@ def _observe_case(model: PromptableModel, case: Case, options: CalibrationOption
 
 
 def fit_calibration(observations: Sequence[Observation]) -> Calibration:
-    """The calibration that suits these observations best. Raises ``ConfigError`` if there are none."""
-    quality = fit_logistic(logit([o.predicted_iou for o in observations]), [o.true_iou for o in observations])
-    parts = [(o.logits_N, o.truth_N) for o in observations] or [(np.zeros(0), np.zeros(0, dtype=bool))]
-    logits, truths = (np.concatenate(part) for part in zip(*parts))
-    return Calibration(*fit_logistic(logits, truths), *quality)
+    """The calibration that suits these observations best; every case weighs the same, however much there is of it.
+
+    Raises:
+        ConfigError: there are no observations.
+    """
+    results = Counter(o.case for o in observations)
+    voxels: Counter[str] = Counter()
+    for o in observations:
+        voxels[o.case] += len(o.logits_N)
+    quality = fit_logistic(
+        logit([o.predicted_iou for o in observations]),
+        [o.true_iou for o in observations],
+        [1 / results[o.case] for o in observations],
+    )
+    parts = [(o.logits_N, o.truth_N, np.full(len(o.logits_N), 1 / voxels[o.case])) for o in observations]
+    logits, truth, weights = (np.concatenate(part) for part in zip(*parts))
+    return Calibration(*fit_logistic(logits, truth, weights), *quality)
 
 
 def split_cases(cases: Sequence[Case], fit_patterns: Sequence[str]) -> Tuple[List[Case], List[Case]]:

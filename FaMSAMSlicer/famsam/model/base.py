@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Optional, Tuple
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from .calibration import Calibration
+
+if TYPE_CHECKING:
+    from .proposal_head import ProposalMaps
 
 
 @dataclass
@@ -95,6 +99,22 @@ class PromptableModel(nn.Module, ABC):
         Returns:
             logits (B, M, z, y, x) at the model's low resolution and the predicted IoU (B, M).
         """
+
+    @property
+    def proposes(self) -> bool:
+        """True if ``propose`` works."""
+        return False
+
+    def propose(self, embedding: Embedding) -> ProposalMaps:
+        """Coarse masks without a prompt, of whatever the model takes for a structure.
+
+        Raises:
+            ConfigError: the weights come without a head for it.
+        """
+        raise ConfigError(
+            f"Expected a model with a proposal head, got {self.name} without one. Train one onto the weights of a "
+            "famsam model with `famsam train-proposals OUTPUT --model WEIGHTS`, and load what it writes."
+        )
 
     def first_mask_logits(self, batch: int = 1) -> Optional[Tensor]:
         """What ``decode`` is to get as previous logits before there are any: None, or (batch, 1, z, y, x)."""

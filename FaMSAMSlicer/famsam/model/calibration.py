@@ -63,30 +63,34 @@ def logistic(value: Any) -> NDArray[np.float64]:
     return np.asarray(1 / (1 + np.exp(-np.asarray(value, dtype=np.float64))))
 
 
-def fit_logistic(logits: Any, targets: Any, steps: int = 50) -> Tuple[float, float]:
+def fit_logistic(logits: Any, targets: Any, weights: Any = None, steps: int = 50) -> Tuple[float, float]:
     """(scale, shift) that minimise the cross entropy of ``logistic(scale * logits + shift)`` with the targets.
 
     Args:
         logits: (N,) uncalibrated.
         targets: (N,) 0..1: labels, or shares.
+        weights: (N,) of the samples; 1 each if None.
         steps: of Newton's method; the problem is convex.
 
     A weak pull towards (1, 0) keeps the answer finite where the data leave it open; the scale is kept within
     0.05..20, so that the order never turns.
 
     Raises:
-        ConfigError: there are no samples, or the numbers of logits and targets differ.
+        ConfigError: there are no samples, or the numbers of logits, targets and weights differ.
     """
     x, t = np.asarray(logits, dtype=np.float64).ravel(), np.asarray(targets, dtype=np.float64).ravel()
-    if len(x) == 0 or len(t) != len(x):
-        raise ConfigError(f"Expected as many targets as logits, at least one; got {len(t)} and {len(x)}.")
+    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64).ravel()
+    if len(x) == 0 or len(t) != len(x) or len(w) != len(x):
+        raise ConfigError(
+            f"Expected as many targets and weights as logits, at least one; got {len(t)}, {len(w)} and {len(x)}."
+        )
     design = np.stack([x, np.ones_like(x)], axis=1)
     start = np.array([1.0, 0.0])
     values = start.copy()
     for _ in range(steps):
         p = logistic(design @ values)
-        gradient = design.T @ (p - t) + PULL * (values - start)
-        curvature = (design * (p * (1 - p))[:, None]).T @ design + PULL * np.eye(2)
+        gradient = design.T @ (w * (p - t)) + PULL * (values - start)
+        curvature = (design * (w * p * (1 - p))[:, None]).T @ design + PULL * np.eye(2)
         change = np.linalg.solve(curvature, gradient)
         values = values - change * min(1.0, 2.0 / max(float(np.abs(change).max()), 1e-12))
         values[0] = np.clip(values[0], LEAST_SCALE, MOST_SCALE)

@@ -9,6 +9,12 @@ from ..errors import ConfigError
 from .attention import AttentionPattern
 
 Config = TypeVar("Config")
+ADDED_LATER = "added_later"
+
+
+def added_later(default: Any) -> Any:
+    """A dataclass field that files written before it was added lack; ``default`` is how things were then."""
+    return dataclasses.field(default=default, metadata={ADDED_LATER: True})
 
 
 def to_plain(config: Any) -> Dict[str, Any]:
@@ -17,11 +23,15 @@ def to_plain(config: Any) -> Dict[str, Any]:
 
 
 def from_plain(config_class: Type[Config], data: Any, path: str = "config") -> Config:
-    """The inverse of ``to_plain``. Raises ``ConfigError`` for missing or unknown keys and values of another type."""
+    """The inverse of ``to_plain``. Raises ``ConfigError`` for missing or unknown keys and values of another type.
+
+    Files written before a field was there may lack it if it was declared by ``added_later``; it has its default then.
+    """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path} must be a dictionary of {config_class.__name__}'s fields, got {data!r}.")
-    names = [field.name for field in dataclasses.fields(config_class)]  # type: ignore[arg-type]
-    missing = [name for name in names if name not in data]
+    fields = dataclasses.fields(config_class)  # type: ignore[arg-type]
+    names = [field.name for field in fields]
+    missing = [field.name for field in fields if field.name not in data and not field.metadata.get(ADDED_LATER)]
     unknown = [str(key) for key in data if key not in names]
     if missing or unknown:
         raise ConfigError(
@@ -29,7 +39,7 @@ def from_plain(config_class: Type[Config], data: Any, path: str = "config") -> C
             "Was it written by another version of famsam?"
         )
     types = get_type_hints(config_class)
-    return config_class(**{name: _typed(types[name], data[name], f"{path}.{name}") for name in names})
+    return config_class(**{name: _typed(types[name], data[name], f"{path}.{name}") for name in names if name in data})
 
 
 def with_attention(config: Config, pattern: AttentionPattern) -> Config:

@@ -15,8 +15,10 @@ from ..errors import ConfigError
 from . import prompt_maps
 from .attention import AttentionPattern
 from .base import Embedding, PromptableModel
-from .famsam_encoder import FamsamEncoder, contrast_limited_equalisation
-from .fusion_decoder import FusionDecoder
+from .config import added_later
+from .famsam_encoder import FamsamEncoder, TokenPausing, contrast_limited_equalisation
+from .fusion_decoder import DecoderInput, FusionDecoder
+from .proposal_head import ProposalHead, ProposalMaps
 
 SPARSE = AttentionPattern(group_size=128, dilation=4)
 """Of the 512 tokens of a crop, every fourth attends to its like."""
@@ -47,6 +49,9 @@ class FamsamConfig:
     mask_count: int = 4
     """Masks the decoder predicts: one for clear prompts, the rest alternatives for an ambiguous one."""
 
+    proposals: bool = added_later(False)
+    """Whether there is a head that proposes coarse masks without a prompt (0.1 million parameters)."""
+
     def __post_init__(self) -> None:
         for name in ("stem_channels", "decoder_channels"):
             value = tuple(getattr(self, name))
@@ -67,6 +72,9 @@ class Famsam(PromptableModel):
 
     name = "famsam"
     takes_boxes = True
+    pausing = TokenPausing()
+    """A run-time setting, made by ``load_model``; no part of the configuration. Change it before a session sees a
+    scan: sessions keep what was encoded."""
 
     def __init__(self, config: Optional[FamsamConfig] = None) -> None:
         super().__init__()
@@ -86,14 +94,28 @@ class Famsam(PromptableModel):
             [config.decoder_attention] * config.decoder_depth,
             config.mask_count,
         )
+        self.proposal_head: Optional[ProposalHead] = None
+        if config.proposals:
+            self.proposal_head = ProposalHead(config.token_channels, *config.decoder_channels[:2])
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
     def normalise(self, crop_B1ZYX: Tensor, inside_B1ZYX: Tensor) -> Tensor:
         return contrast_limited_equalisation(crop_B1ZYX, inside_B1ZYX)
 
     def encode(self, crop_B1ZYX: Tensor) -> Embedding:
-        tokens, features = self.encoder(crop_B1ZYX)
+        tokens, features = self.encoder(crop_B1ZYX, self.pausing)
         return Embedding(tokens, self.decoder.prepare(crop_B1ZYX, tokens, *features))
+
+    @property
+    def proposes(self) -> bool:
+        return self.proposal_head is not None
+
+    def propose(self, embedding: Embedding) -> ProposalMaps:
+        if self.proposal_head is None:
+            return super().propose(embedding)
+        finer: DecoderInput = embedding.finer
+        maps: ProposalMaps = self.proposal_head(embedding.tokens, finer.features8, finer.features4, finer.similarity)
+        return maps
 
     def decode(
         self,

@@ -8,14 +8,32 @@ Shape legend: B batch, C channels, Z Y X crop voxels, N tokens (raster order), H
 
 from __future__ import annotations
 
-from typing import List, Sequence, Tuple
+import math
+from dataclasses import dataclass
+from typing import List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from ..errors import ConfigError
 from .attention import AttentionPattern, sparse_attention
+
+
+@dataclass(frozen=True)
+class TokenPausing:
+    """How many tokens pause, and when: a trade of quality for speed that needs no training (Wu et al. 2026)."""
+
+    share: float = 0.0
+    """Share of the tokens that keep their value through the later blocks: those that the last block before changed
+    least. 0: none, and the encoder computes exactly what it would without pausing."""
+    after: int = 2
+    """Blocks that every token passes."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share < 1 or self.after < 1:
+            raise ConfigError(f"Expected a paused share from 0 to below 1, after 1 block or more, got {self}.")
 
 
 class ConvBlock(nn.Module):
@@ -93,6 +111,18 @@ class TransformerBlock(nn.Module):
         tokens = tokens + self.mlp(self.norm2(tokens))
         return rearrange(tokens, "b (z y x) c -> b c z y x", z=grid[0], y=grid[1])
 
+    def forward_some(self, x_BCZYX: Tensor, active_BN: Tensor) -> Tensor:
+        """The block for some tokens (flat indices) alone; the others keep their values and are not attended to, but
+        their neighbours still see them through the convolution."""
+        index_BNC = active_BN[..., None].expand(-1, -1, x_BCZYX.shape[1])
+        placed = (x_BCZYX + self.position(x_BCZYX)).flatten(2).transpose(1, 2)
+        tokens = placed.gather(1, index_BNC)
+        tokens = tokens + self.attention(self.norm1(tokens))
+        tokens = tokens + self.mlp(self.norm2(tokens))
+        kept = x_BCZYX.flatten(2).transpose(1, 2)
+        updated = kept.scatter(1, index_BNC, tokens.to(kept.dtype))
+        return updated.transpose(1, 2).unflatten(2, x_BCZYX.shape[2:])
+
 
 class FamsamEncoder(nn.Module):
     """Stem and ViT-Tiny: (B, 1, Z, Y, X) -> tokens at stride 16 and finer features (see ``Stem``)."""
@@ -110,11 +140,30 @@ class FamsamEncoder(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(token_channels, heads, p, mlp_ratio) for p in patterns)
         self.norm = nn.GroupNorm(1, token_channels)
 
-    def forward(self, crop_B1ZYX: Tensor) -> Tuple[Tensor, List[Tensor]]:
+    def forward(self, crop_B1ZYX: Tensor, pausing: TokenPausing = TokenPausing()) -> Tuple[Tensor, List[Tensor]]:
         detail, f4, f8, tokens = self.stem(crop_B1ZYX)
-        for block in self.blocks:
-            tokens = block(tokens)
+        active_BN: Optional[Tensor] = None
+        for number, block in enumerate(self.blocks, 1):
+            assert isinstance(block, TransformerBlock)
+            before, tokens = tokens, block(tokens) if active_BN is None else block.forward_some(tokens, active_BN)
+            if pausing.share and number == pausing.after:
+                active_BN = changed_most(before, tokens, 1 - pausing.share, block.attention.pattern.dilation)
         return self.norm(tokens), [detail, f4, f8]
+
+
+def changed_most(before_BCZYX: Tensor, after_BCZYX: Tensor, share: float, dilation: int) -> Tensor:
+    """Flat indices (B, M) of the tokens that a block changed most, relative to their length.
+
+    Of each sparse group (every ``dilation``-th token) equally many are taken, and listed so that attention with the
+    same dilation among them alone lets those attend to one another that did before.
+    """
+    before, after = before_BCZYX.flatten(2).float(), after_BCZYX.flatten(2).float()
+    change_BN = (after - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-6)
+    dilation = dilation if change_BN.shape[1] % dilation == 0 else 1
+    change_BWR = change_BN.unflatten(1, (-1, dilation))
+    count = max(1, math.ceil(share * change_BWR.shape[1]))
+    rank_BMR = change_BWR.topk(count, dim=1).indices.sort(dim=1).values
+    return (rank_BMR * dilation + torch.arange(dilation, device=rank_BMR.device)).flatten(1)
 
 
 def contrast_limited_equalisation(

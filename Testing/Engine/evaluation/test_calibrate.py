@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -22,6 +23,7 @@ from famsam.evaluation.calibrate import (
 )
 from famsam.evaluation.dataset import find_cases
 from famsam.model.calibration import Calibration, logistic, logit
+from famsam.model.config import to_plain
 from famsam.model.famsam import Famsam, FamsamConfig
 
 TINY = FamsamConfig(
@@ -61,6 +63,12 @@ def test_a_calibration_fitted_on_some_helps_on_others():
     assert after["probability_brier"] < before["probability_brier"]
     assert after["iou_mean_error"] < 0.3 * before["iou_mean_error"]
     assert after["iou_correlation"] > 0.95 < before["iou_correlation"]
+
+
+def test_every_case_weighs_the_same():
+    one, other = overconfident(1, seed=0)[0], overconfident(1, seed=1)[0]
+    other = dataclasses.replace(other, case="other", true_iou=0.2)
+    assert to_plain(fit_calibration([one] * 9 + [other])) == pytest.approx(to_plain(fit_calibration([one, other])))
 
 
 def test_the_report_is_written_with_its_numbers(tmp_path):

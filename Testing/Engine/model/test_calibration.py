@@ -39,6 +39,12 @@ def test_a_fit_takes_shares_as_targets():
     assert fit_logistic(predicted, logistic(0.8 * predicted + 0.4)) == pytest.approx((0.8, 0.4), abs=0.02)
 
 
+def test_weights_count_like_repetitions():
+    logits, happened = np.array([-1.0, 0.5, 2.0, 0.3]), np.array([0, 1, 1, 0])
+    repeated = fit_logistic(np.repeat(logits, [1, 3, 1, 2]), np.repeat(happened, [1, 3, 1, 2]))
+    assert fit_logistic(logits, happened, [1, 3, 1, 2]) == pytest.approx(repeated)
+
+
 @pytest.mark.parametrize("targets", [np.ones(8), np.zeros(8), [1, 1, 1, 1, 0, 0, 0, 0]])
 def test_a_fit_stays_finite_and_keeps_the_order_whatever_the_data(targets):
     scale, shift = fit_logistic(np.linspace(-1, 1, 8), targets)
@@ -50,7 +56,7 @@ def test_a_fit_stays_finite_and_keeps_the_order_whatever_the_data(targets):
 def test_impossible_input_is_refused():
     with pytest.raises(ConfigError, match="at least one"):
         fit_logistic([], [])
-    with pytest.raises(ConfigError, match="got 2 and 1"):
+    with pytest.raises(ConfigError, match="got 2, 1 and 1"):
         fit_logistic([0.0], [0, 1])
     with pytest.raises(ConfigError, match="scales above 0"):
         Calibration(mask_scale=-1.0)
