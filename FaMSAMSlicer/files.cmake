@@ -69,6 +69,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/model/sam_two_way.py
   famsam/model/sam_vit.py
   famsam/picture.py
+  famsam/pieces.py
   famsam/proposing.py
   famsam/resample.py
   famsam/runtime.py
@@ -90,6 +91,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/server/wire.py
   famsam/session.py
   famsam/training/__init__.py
+  famsam/training/artefacts.py
   famsam/training/command.py
   famsam/training/compare.py
   famsam/training/config.py
@@ -102,6 +104,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/training/proposals.py
   famsam/training/sample.py
   famsam/training/scans.py
+  famsam/training/shapes.py
   famsam/training/synthetic.py
   famsam/training/targets.py
   famsam/training/team.py

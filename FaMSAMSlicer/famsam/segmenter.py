@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 import cc3d
 import numpy as np
@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .compact_mask import CompactMask
-from .geometry import Box, Grid, union
+from .geometry import Box, Grid, bounding_box, box_slices, union
 from .model.base import Embedding, PromptableModel
 from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE
+from .pieces import bounds_of_piece_nearest, piece_at
 from .resample import CropBox, extract_crop, mask_to_crop, paste_logits
 from .runtime import autocast
 from .views import ViewChooser, ViewOptions, tiles
@@ -145,7 +146,7 @@ class Segmenter:
         if prompts.labels[-1] == BOX_UPPER:
             low, high = prompts.points_zyx[-2], newest + 1
             return [self.chooser.for_object(low, high, (low + high - 1) / 2)]
-        found = _piece_at(previous.mask, newest, self.grid.spacing_zyx_mm)
+        found = piece_at(previous.mask, newest, self.grid.spacing_zyx_mm)
         if found is None:
             if previous.view is not None and self.chooser.fits(previous.view, newest, newest + 1):
                 return [previous.view]
@@ -163,7 +164,7 @@ class Segmenter:
             return None
         n = len(foreground)
         at = (view.points_to_crop(newest_zyx, self.grid) + 0.5) * n / view.size - 0.5
-        bounds = _bounds_of_piece_nearest(foreground, at)
+        bounds = bounds_of_piece_nearest(foreground, at)
         return self.chooser.better(view, bounds[0] / n, bounds[1] / n, newest_zyx)
 
     def _look(self, view: CropBox, prompts: Prompts, previous: Prediction) -> Tuple[Tensor, float]:
@@ -251,17 +252,18 @@ class Segmenter:
         if not origins:
             return logits
         whole = F.interpolate(logits, scale_factor=float(factor), mode="trilinear")
-        total, weight = whole * 1e-3, torch.full_like(whole, 1e-3)
-        taper = _taper(n, whole.device)
+        corner = np.min(origins, axis=0)
+        total = whole[_cube(corner, np.max(origins, axis=0) + n - corner)] * 1e-3  # what the tiles cover together
+        weight, taper = torch.full_like(total, 1e-3), _taper(n, whole.device)
         for origin in origins:
-            where = (slice(None), slice(None), *(slice(o, o + n) for o in origin))
             centre_crop = (np.array(origin) + (n - 1) / 2 + 0.5) * view.size / (n * factor) - 0.5
             z, y, x = (float(c) for c in view.points_from_crop(centre_crop, self.grid))
             tile = CropBox((z, y, x), view.spacing_mm / factor, view.size)
-            part, _ = self.decode(self.embedding(tile), tile, prompts, whole[where].clamp(-6, 6))
-            total[where] += taper * part
-            weight[where] += taper
-        return total / weight
+            part, _ = self.decode(self.embedding(tile), tile, prompts, whole[_cube(origin, (n, n, n))].clamp(-6, 6))
+            total[_cube(origin - corner, (n, n, n))] += taper * part
+            weight[_cube(origin - corner, (n, n, n))] += taper
+        whole[_cube(corner, total.shape[2:])] = total / weight
+        return whole
 
     def own_pieces(
         self, logits: Tensor, view: CropBox, prompts: Prompts, before: CompactMask, base: CompactMask
@@ -271,10 +273,11 @@ class Segmenter:
         A piece that goes on behind a face of the view as part of the mask before is kept: its click may lie out there.
         """
         foreground = (logits[0, 0] > 0).cpu().numpy()
-        pieces, count = cc3d.connected_components(foreground, connectivity=26, return_N=True)
-        if count == 0:
+        found = bounding_box(foreground)
+        if found is None:
             return logits
-        n = len(foreground)
+        n, box, low = len(foreground), box_slices(found), np.array(found[0])
+        pieces, count = cc3d.connected_components(np.ascontiguousarray(foreground[box]), connectivity=26, return_N=True)
         owned = set()
         telling = POSITIVE in prompts.labels or base.box_zyx is not None
         for point, label in zip(prompts.points_zyx, prompts.labels):
@@ -284,7 +287,8 @@ class Segmenter:
             if label != POSITIVE:
                 return logits
             if (index >= 0).all() and (index < n).all():
-                owned.add(int(pieces[tuple(index)]))
+                in_box = (index >= low).all() and (index < found[1]).all()
+                owned.add(int(pieces[tuple(index - low)]) if in_box else 0)
         telling = telling and owned != {0}  # a click that was not taken tells nothing
         region = view.image_box(self.grid)
         goes_on = union(before.box_zyx, region) != region
@@ -293,12 +297,16 @@ class Segmenter:
             if prior is not None:
                 kept = F.interpolate(prior, size=(n, n, n), mode="nearest")[0, 0].cpu().numpy() > 0
                 kept[inner, inner, inner] = False
-                owned |= set(np.unique(pieces[kept]).tolist())
+                owned |= set(np.flatnonzero(np.bincount(pieces[kept[box]])).tolist())
         owned -= {0}
-        if not owned and not telling:
+        if len(owned) == count or not (owned or telling):
             return logits
-        others = foreground & ~np.isin(pieces, list(owned))
-        return logits.masked_fill(torch.from_numpy(others).to(logits.device)[None, None], -PRIOR_LOGIT)
+        foreign = np.ones(count + 1, dtype=bool)
+        foreign[[0, *owned]] = False
+        others = torch.from_numpy(foreign[pieces]).to(logits.device)
+        logits = logits.clone()
+        logits[0, 0][box].masked_fill_(others, -PRIOR_LOGIT)
+        return logits
 
     def pasted(self, mask: CompactMask, view: CropBox, logits: Tensor) -> CompactMask:
         """The mask with everything in the view replaced."""
@@ -346,6 +354,11 @@ def _taper(n: int, device: torch.device) -> Tensor:
     return (line[:, None, None] * line[None, :, None] * line[None, None, :])[None, None]
 
 
+def _cube(origin_zyx: Sequence[int], size_zyx: Sequence[int]) -> Tuple[slice, ...]:
+    """A part of a (1, 1, z, y, x) tensor."""
+    return (slice(None), slice(None), *(slice(int(o), int(o) + int(n)) for o, n in zip(origin_zyx, size_zyx)))
+
+
 def _boxes_as_clicks(
     points: NDArray[np.float64], labels: NDArray[np.int64], in_view: NDArray[np.bool_]
 ) -> Tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
@@ -355,44 +368,3 @@ def _boxes_as_clicks(
         points[i] = (points[i] + points[i + 1]) / 2
         labels[i], in_view[i], in_view[i + 1] = POSITIVE, True, False
     return points, labels, in_view
-
-
-def _piece_at(
-    mask: CompactMask, point_zyx: NDArray[np.float64], spacing_zyx_mm: NDArray[np.float64]
-) -> Optional[Tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """Bounds (canonical indices, half-open) of the piece of the mask at a point or near it; None if there is none near.
-
-    Near means closer than half the piece's own extent, and than 30 mm.
-    """
-    if mask.box_zyx is None:
-        return None
-    size = mask.box_size_zyx
-    steps = tuple(max(1, n // 48) for n in size)
-    voxels = mask.voxels()[:: steps[0], :: steps[1], :: steps[2]]
-    if not voxels.any():
-        low, high = (np.array(corner, dtype=float) for corner in mask.box_zyx)
-    else:
-        origin = np.array(mask.box_zyx[0])
-        low, high = _bounds_of_piece_nearest(voxels, (point_zyx - origin) / steps, spacing_zyx_mm * steps)
-        low, high = low * steps + origin, np.minimum(high * steps + origin, mask.box_zyx[1])
-    gap_mm = float((np.maximum(np.maximum(low - point_zyx, point_zyx - (high - 1)), 0) * spacing_zyx_mm).max())
-    if gap_mm > min(30.0, 0.5 * float(((high - low) * spacing_zyx_mm).max()) + 3.0):
-        return None
-    return low, high
-
-
-def _bounds_of_piece_nearest(
-    foreground: NDArray[np.bool_], point: NDArray[np.float64], spacing: Optional[NDArray[np.float64]] = None
-) -> Tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Half-open bounds of the connected piece that a voxel nearest to the point belongs to."""
-    pieces = cc3d.connected_components(np.ascontiguousarray(foreground), connectivity=26)
-    index = np.rint(point).astype(int)
-    label = 0
-    if (index >= 0).all() and (index < foreground.shape).all():
-        label = int(pieces[tuple(index)])
-    if label == 0:
-        candidates = np.argwhere(foreground)
-        offset = (candidates - point) * (1.0 if spacing is None else spacing)
-        label = int(pieces[tuple(candidates[np.argmin((offset**2).sum(1))])])
-    box = cc3d.statistics(pieces)["bounding_boxes"][label]
-    return np.array([s.start for s in box], dtype=float), np.array([s.stop for s in box], dtype=float)
