@@ -36,6 +36,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/cli_proposals.py
   famsam/client.py
   famsam/compact_mask.py
+  famsam/connection.py
   famsam/errors.py
   famsam/evaluation/__init__.py
   famsam/evaluation/baselines.py
@@ -47,6 +48,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/evaluation/report.py
   famsam/evaluation/segmenters.py
   famsam/geometry.py
+  famsam/history.py
   famsam/image_files.py
   famsam/model/__init__.py
   famsam/model/attention.py

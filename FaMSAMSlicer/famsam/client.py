@@ -11,18 +11,14 @@ here: when the server is back after a lost connection, or was restarted, the nex
 
 from __future__ import annotations
 
-import http.client
-import json
-import selectors
-import ssl
 import threading
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
-from urllib.parse import urlsplit
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .compact_mask import CompactMask
+from .connection import Connection, ConnectionLostError, ServerRefusal
 from .errors import FamsamError, PromptError, SessionError
 from .geometry import Box, bounding_box, box_slices
 from .server.nrrd import nrrd_chunks
@@ -31,144 +27,10 @@ from .volume import Volume
 
 Point3 = Sequence[float]
 Request = Tuple[str, str, Any]  # method, path below the session's, body
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-class ServerRefusal(FamsamError):
-    """The server answered, and said no; the message is its sentence.
-
-    Attributes:
-        status: of HTTP.
-        code: a word for programs, such as "not_found", "superseded", "busy" or "wrong_token".
-    """
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-
-
-class ConnectionLostError(FamsamError):
-    """The server cannot be reached. A later verb tries again, and goes on from the prompts."""
 
 
 class Superseded(FamsamError):
     """A newer request of the same session took the place of this preview or move."""
-
-
-class Connection:
-    """One server; safe to use from several threads, each of which gets a connection of its own.
-
-    Args:
-        address: such as ``http://127.0.0.1:8765`` or ``https://scans.example.org``.
-        token: what the server asks for; None if it asks for none.
-        timeout_s: of one answer.
-        tls: for a certificate that the system does not know; by default the system's own checks.
-
-    Raises:
-        ConnectionLostError: the address is no http or https address.
-    """
-
-    def __init__(
-        self,
-        address: str,
-        token: Optional[str] = None,
-        timeout_s: float = 120.0,
-        tls: Optional[ssl.SSLContext] = None,
-    ) -> None:
-        text = address.strip()
-        parts = urlsplit(text if "://" in text else f"http://{text}")
-        try:
-            port = parts.port
-        except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
-            raise ConnectionLostError(f"expected a server's address such as http://127.0.0.1:8765, got {address!r}")
-        self.address = f"{parts.scheme}://{parts.netloc}"
-        self.device = self.address
-        """Where the model runs, as a model's own attribute of that name tells it."""
-        self.is_local = parts.hostname in _LOOPBACK
-        self._scheme, self._host, self._port = parts.scheme, parts.hostname, port
-        self._token, self._timeout_s, self._tls = token, timeout_s, tls
-        self._of_thread = threading.local()
-
-    def get(self, path: str) -> Any:
-        """The answer's JSON."""
-        return self.request("GET", path)
-
-    def request(self, method: str, path: str, body: Any = None, chunks: Optional[Iterator[bytes]] = None) -> Any:
-        """Send JSON, or bytes chunk by chunk, and return the answer's JSON (bytes if it is something else).
-
-        Raises:
-            ServerRefusal: the server said no.
-            ConnectionLostError: there is no server, or it went away.
-        """
-        headers = {"Accept": "application/json"}
-        if self._token:
-            headers["Authorization"] = f"Bearer {self._token}"
-        content: Any = None
-        if chunks is not None:
-            headers["Content-Type"], headers["Transfer-Encoding"] = "application/octet-stream", "chunked"
-            content = chunks
-        elif body is not None:
-            headers["Content-Type"], content = "application/json", json.dumps(body).encode()
-        status, kind, answer = self._exchange(method, path, content, headers)
-        parsed = json.loads(answer) if kind.startswith("application/json") and answer else answer
-        if status >= 400:
-            problem = parsed if isinstance(parsed, dict) else {}
-            detail = problem.get("detail") or f"the server at {self.address} answered with status {status}"
-            raise ServerRefusal(status, str(problem.get("code", "")), str(detail))
-        return parsed
-
-    def close(self) -> None:
-        """Close this thread's connection."""
-        self._of_thread.kept = None
-
-    def _exchange(self, method: str, path: str, content: Any, headers: Dict[str, str]) -> Tuple[int, str, bytes]:
-        kept: Optional[_Kept] = getattr(self._of_thread, "kept", None)
-        if kept is None or kept.was_closed():
-            kept = self._of_thread.kept = _Kept(self._connect())
-        connection = kept.connection
-        try:
-            connection.request(
-                method, path, body=content, headers=headers, encode_chunked="Transfer-Encoding" in headers
-            )
-            answer = connection.getresponse()
-            return answer.status, answer.headers.get("Content-Type", ""), answer.read()
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
-            if isinstance(error, ssl.SSLCertVerificationError):
-                raise ConnectionLostError(
-                    f"the certificate of {self.address} cannot be trusted: {error.verify_message}. Check the address; "
-                    "for a certificate of your own, name its authority's PEM file in the variable SSL_CERT_FILE"
-                ) from error
-            raise ConnectionLostError(
-                f"there is no connection to the server at {self.address} ({error or type(error).__name__}). "
-                "Check that it runs and that the address is right; work goes on from the prompts when it is back"
-            ) from error
-
-    def _connect(self) -> http.client.HTTPConnection:
-        if self._scheme == "https":
-            return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=self._tls)
-        return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
-
-
-class _Kept:
-    """A connection that is closed when its thread, or whoever used it, is gone."""
-
-    def __init__(self, connection: http.client.HTTPConnection) -> None:
-        self.connection = connection
-
-    def was_closed(self) -> bool:
-        """Whether the server closed it while it was idle; else there is nothing to read yet."""
-        if self.connection.sock is None:
-            return True
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.connection.sock, selectors.EVENT_READ)
-            return bool(selector.select(timeout=0))
-
-    def __del__(self) -> None:
-        self.connection.close()
 
 
 class RemotePrompt(NamedTuple):
