@@ -35,7 +35,7 @@ export class LabelOverlay {
   }
 
   add(label: number): void {
-    const [nx, ny, nz] = this.grid.displaySize;
+    const [nx, ny, nz] = this.grid.size;
     this.layers.set(label, { mask: new BitMask(nx * ny * nz), box: null });
   }
 
@@ -60,35 +60,26 @@ export class LabelOverlay {
     layer.box = null;
   }
 
-  /** Put a box of a segment's mask in place; bits as the server sends them. */
-  apply(label: number, box: Box, bits: Uint8Array): void {
+  /** Put a box of a segment's mask in place. */
+  apply(label: number, box: Box, given: BitMask): void {
     const layer = this.layers.get(label);
     if (!layer) return;
     this.endPreview();
     layer.box = union(layer.box, box);
-    const { mask } = layer;
-    this.rows(box, (first, step, count, n) => {
-      for (let index = first; count > 0; count--, index += step, n++) {
-        const value = ((bits[n >>> 3] >>> (n & 7)) & 1) === 1;
-        if (mask.get(index) === value) continue;
-        mask.set(index, value);
-        this.labels[index] = this.labelAt(index);
-      }
+    this.differences(layer.mask, box, given, (at, index) => {
+      layer.mask.flip(at);
+      this.labels[index] = this.labelAt(at);
     });
     this.send(box);
   }
 
   /** Show what a click would change, until the next preview or change. */
-  preview(label: number, box: Box, bits: Uint8Array): void {
+  preview(label: number, box: Box, given: BitMask): void {
     const layer = this.layers.get(label);
     if (!layer) return;
     this.endPreview();
-    const { mask } = layer;
-    this.rows(box, (first, step, count, n) => {
-      for (let index = first; count > 0; count--, index += step, n++) {
-        const would = ((bits[n >>> 3] >>> (n & 7)) & 1) === 1;
-        if (mask.get(index) !== would) this.labels[index] = would ? PREVIEW_ADDS : PREVIEW_REMOVES;
-      }
+    this.differences(layer.mask, box, given, (at, index) => {
+      this.labels[index] = layer.mask.get(at) ? PREVIEW_REMOVES : PREVIEW_ADDS;
     });
     this.previewed = box;
     this.send(box);
@@ -98,7 +89,12 @@ export class LabelOverlay {
     const box = this.previewed;
     if (!box) return false;
     this.previewed = null;
-    this.relabel(box);
+    this.rows(box, (at, index, step, count) => {
+      for (let k = 0; k < count; k++) {
+        if (this.labels[index + k * step] >= PREVIEW_ADDS) this.labels[index + k * step] = this.labelAt(at + k);
+      }
+    });
+    this.send(box);
     return true;
   }
 
@@ -115,19 +111,39 @@ export class LabelOverlay {
     (this.nv as unknown as { refreshColormaps(): void }).refreshColormaps();
   }
 
-  private labelAt(index: number): number {
+  private labelAt(at: number): number {
     for (let k = this.order.length - 1; k >= 0; k--) {
-      if (this.layers.get(this.order[k])!.mask.get(index)) return this.order[k];
+      if (this.layers.get(this.order[k])!.mask.get(at)) return this.order[k];
     }
     return 0;
   }
 
-  /** The rows of a box as the server sends them: where one begins, its step and length, and its first bit's number. */
-  private rows([[z0, y0, x0], [z1, y1, x1]]: Box, visit: (first: number, step: number, count: number, n: number) => void): void {
+  /** The voxels in which a box of a mask differs from a given one: their numbers in the scan and in the display. */
+  private differences(mask: BitMask, box: Box, given: BitMask, visit: (at: number, index: number) => void): void {
+    let n = 0;
+    this.rows(box, (at, index, step, count) => {
+      for (let k = 0; k < count; k += 32) {
+        let differ = mask.difference(at + k, given, n + k, Math.min(32, count - k));
+        for (; differ; differ &= differ - 1) {
+          const offset = k + 31 - Math.clz32(differ & -differ);
+          visit(at + offset, index + offset * step);
+        }
+      }
+      n += count;
+    });
+  }
+
+  /** The rows of a box: the first voxel's number in the scan and in the display, the display's step, and the length. */
+  private rows(
+    [[z0, y0, x0], [z1, y1, x1]]: Box,
+    visit: (at: number, index: number, step: number, count: number) => void,
+  ): void {
+    const [nx, ny] = this.grid.size;
     const [sx, sy, sz] = this.steps;
-    const count = x1 - x0;
-    for (let z = z0, n = 0; z < z1; z++) {
-      for (let y = y0; y < y1; y++, n += count) visit(this.base + z * sz + y * sy + x0 * sx, sx, count, n);
+    for (let z = z0; z < z1; z++) {
+      for (let y = y0; y < y1; y++) {
+        visit((z * ny + y) * nx + x0, this.base + z * sz + y * sy + x0 * sx, sx, x1 - x0);
+      }
     }
   }
 
@@ -135,8 +151,8 @@ export class LabelOverlay {
   private relabel(box: Box | null): void {
     this.endPreview();
     if (!box) return;
-    this.rows(box, (first, step, count) => {
-      for (let index = first; count > 0; count--, index += step) this.labels[index] = this.labelAt(index);
+    this.rows(box, (at, index, step, count) => {
+      for (let k = 0; k < count; k++) this.labels[index + k * step] = this.labelAt(at + k);
     });
     this.send(box);
   }
