@@ -88,6 +88,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/server/limits.py
   famsam/server/nrrd.py
   famsam/server/packing.py
+  famsam/server/problems.py
   famsam/server/security.py
   famsam/server/voxels.py
   famsam/server/wire.py

@@ -75,9 +75,12 @@ class Dice:
 
     def smooth_noise(self, channels: int, size: int, scale: float) -> Tensor:
         """Noise of about unit variance that varies over ``scale`` voxels, (channels, size, size, size)."""
-        coarse = max(2, round(size / scale) + 2)
-        noise = F.interpolate(self.normal(1, channels, coarse, coarse, coarse), size=(size,) * 3, mode="trilinear")
-        return noise[0] * 1.4
+        n = max(2, round(size / scale) + 2)
+        # Linear interpolation as a matrix along each axis, several times as fast on a CPU as F.interpolate.
+        weights = F.interpolate(torch.eye(n, device=self.device)[None], size=size, mode="linear")[0]
+        noise = self.normal(channels, n, n, n) @ weights
+        noise = torch.einsum("czyx,zi,yj->cijx", noise, weights, weights)
+        return noise * 1.4
 
 
 Source = Callable[[int, Dice], Sample]

@@ -152,7 +152,10 @@ def test_distance_to_itself_is_nothing_and_has_a_gradient():
     distance = layer_distance(layer.detach(), layer)
     distance.backward()
     assert float(distance.detach()) == 0 and torch.isfinite(layer.grad).all()
-    assert float(layer_distance(torch.zeros(1, 2, 2, 2, 8), torch.full((1, 2, 2, 2, 8), 3.0))) == pytest.approx(3)
+    zeros, threes = torch.zeros(1, 2, 2, 2, 8), torch.full((1, 2, 2, 2, 8), 3.0)
+    assert float(layer_distance(zeros, threes)) == pytest.approx(3)
+    assert float(layer_distance(threes, zeros, relative=True)) == pytest.approx(1)
+    assert float(layer_distance(10 * threes, 5 * threes, relative=True)) == pytest.approx(0.5)
 
 
 def test_imitation_is_least_where_the_logits_agree():
@@ -223,7 +226,7 @@ def test_layers_come_close_to_the_teachers_which_is_left_alone(teacher_file, tmp
     end = measured(distiller, 0)
     layers = [name for name in end if name.startswith("layer")]
     assert len(layers) == len(encoder_blocks(distiller.model))
-    assert end["layer1"] < 0.85 * start["layer1"] and all(end[name] < start[name] for name in layers)
+    assert end["layer1"] < 0.92 * start["layer1"] and all(end[name] < start[name] for name in layers)
 
 
 def test_masks_come_close_to_the_teachers(teacher_file, tmp_path):

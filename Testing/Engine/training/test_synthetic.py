@@ -5,7 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 from famsam.training.sample import Dice, gaussian_blur
-from famsam.training.synthetic import cut_field_of_view, degrade, draw_anatomy, render, synthetic_sample
+from famsam.training.shapes import Canvas, ellipsoid, grown, nested, partition, vessel_tree
+from famsam.training.synthetic import (
+    CONTRASTS,
+    TISSUES,
+    Anatomy,
+    cut_field_of_view,
+    degrade,
+    draw_anatomy,
+    label_means,
+    render,
+    render_means,
+    synthetic_sample,
+)
 
 CPU = torch.device("cpu")
 SIZE = 32
@@ -56,19 +68,67 @@ def test_structures_show_in_the_image():
 def test_anatomy_is_varied():
     counts, kinds = set(), 0
     for seed in range(8):
-        labels, parents = draw_anatomy(SIZE, Dice(seed, CPU))
-        counts.add(len(parents))
-        sizes = labels.flatten().bincount()
+        anatomy = draw_anatomy(SIZE, Dice(seed, CPU))
+        counts.add(len(anatomy.parents))
+        sizes = anatomy.labels_ZYX.flatten().bincount()
         kinds += int((sizes[sizes > 0] < 0.01 * SIZE**3).any())
     assert len(counts) > 3 and kinds >= 4, "different numbers of structures, small ones among them"
 
 
 def test_rendering_keeps_the_anatomy():
-    labels, parents = draw_anatomy(SIZE, Dice(1, CPU))
+    anatomy = draw_anatomy(SIZE, Dice(1, CPU))
+    labels = anatomy.labels_ZYX
     before = labels.clone()
-    images = [render(labels, parents, Dice(seed, CPU))[0] for seed in (1, 2)]
+    images = [render(labels, anatomy.parents, Dice(seed, CPU))[0] for seed in (1, 2)]
     torch.testing.assert_close(labels, before)
     assert not torch.allclose(images[0], images[1])
+
+
+def test_every_kind_of_structure_comes_up():
+    drawn = [draw_anatomy(SIZE, Dice(seed, CPU)) for seed in range(25)]
+    assert any(anatomy.bones for anatomy in drawn) and any(any(anatomy.lesions) for anatomy in drawn)
+    assert any(anatomy.alike for anatomy in drawn)
+    assert any(anatomy.parents[anatomy.parents[label]] for anatomy in drawn for label in range(len(anatomy.parents)))
+
+
+def test_marrow_lies_within_its_cortex():
+    found = 0
+    for seed in range(40):
+        anatomy = draw_anatomy(SIZE, Dice(seed, CPU))
+        for cortex in anatomy.bones:
+            assert anatomy.parents[cortex + 1] == cortex
+        if anatomy.bones and anatomy.bones[-1] + 1 == len(anatomy.parents) - 1:  # nothing was drawn over the last one
+            cortex, labels = anatomy.bones[-1], anatomy.labels_ZYX
+            outside = grown(labels == cortex + 1) & (labels != cortex + 1)
+            assert (labels[outside] == cortex).all()
+            found += 1
+    assert found
+
+
+def test_what_is_alike_has_one_intensity_and_bones_that_of_bone():
+    labels = torch.zeros(8, 8, 8, dtype=torch.long)
+    anatomy = Anatomy(labels, [0] * 6, bones=[3], lesions=[5], alike=[(2, 1)])
+    cortex, marrow, lesion = (TISSUES.index(name) for name in ("cortex", "marrow", "lesion"))
+    kinds = set()
+    for seed in range(60):
+        means, _ = label_means(anatomy, Dice(seed, CPU))
+        assert means[2] == means[1] and means[0] != means[1]
+        for kind, levels in CONTRASTS.items():
+            bone = (float(means[3]) - levels[cortex], float(means[4]) - levels[marrow])
+            if max(map(abs, bone)) < 0.12:
+                kinds.add(kind)
+    assert len(kinds) >= 4, "CT, T1, T2, FLAIR or PET"
+    assert all(len(levels) == len(TISSUES) for levels in CONTRASTS.values()) and lesion == len(TISSUES) - 1
+
+
+def test_pet_is_blurred():
+    labels = (torch.arange(SIZE)[:, None, None] >= SIZE // 2).long().expand(SIZE, SIZE, SIZE)
+    widths = []
+    for is_pet in (False, True):
+        image, _ = render_means(labels, (torch.tensor([0.0, 1.0]), is_pet), Dice(8, CPU))
+        profile = image.mean((1, 2))
+        widths.append(float(profile.diff().abs().max() / (profile.max() - profile.min())))
+    assert widths[1] < 0.7 * widths[0], "the steepest step of the profile"
 
 
 def test_degrading_keeps_size_and_finiteness():
@@ -112,8 +172,70 @@ def test_dice_stay_within_their_bounds():
     assert vector.min() >= -1 and vector.max() <= 1
 
 
+def test_smooth_noise_is_linear_between_its_nodes():
+    noise = Dice(3, CPU).smooth_noise(2, 17, 4.0)
+    nodes = Dice(3, CPU).normal(1, 2, 6, 6, 6)
+    expected = torch.nn.functional.interpolate(nodes, size=(17,) * 3, mode="trilinear")[0] * 1.4
+    torch.testing.assert_close(noise, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_smooth_noise_is_smooth():
     dice = Dice(0, CPU)
     rough, smooth = dice.smooth_noise(1, 32, 2.0)[0], dice.smooth_noise(1, 32, 16.0)[0]
     assert rough.shape == (32, 32, 32)
     assert smooth.diff(dim=0).abs().mean() < 0.3 * rough.diff(dim=0).abs().mean()
+
+
+# --- shapes ---
+
+
+def test_an_ellipsoid_is_the_same_whether_cut_to_its_box_or_not(monkeypatch):
+    masks = []
+    for reach in (1.7, 50.0):
+        monkeypatch.setattr("famsam.training.shapes.REACH", reach)
+        for seed in range(12):
+            dice = Dice(seed, CPU)
+            canvas = Canvas(SIZE, dice)
+            level = canvas.level(Dice(seed + 100, CPU), 4.0, torch.tensor([10.0, 15.0, 30.0]))
+            masks.append(level < 1)
+    whole, smooth = masks[12:], [Dice(seed + 100, CPU) for seed in range(12)]
+    compared = 0
+    for seed, dice in enumerate(smooth):
+        dice.normal(3), dice.normal(3, 3), dice.chance(0.2)
+        if not dice.chance(0.5):  # lobes are noise of the box's size
+            assert torch.equal(masks[seed], whole[seed])
+            compared += int(whole[seed].any())
+    assert compared >= 3
+
+
+def test_nested_masks_lie_in_each_other():
+    for seed in range(6):
+        dice = Dice(seed, CPU)
+        masks = nested(Canvas(SIZE, dice), dice)
+        assert 2 <= len(masks) <= 4
+        assert all((inner & ~outer).sum() == 0 for outer, inner in zip(masks, masks[1:]))
+
+
+def test_a_partition_is_where_each_field_is_largest():
+    fields = Dice(2, CPU).smooth_noise(4, 16, 5.0)
+    assert torch.equal(partition(4, 16, 5.0, Dice(2, CPU)), fields.argmax(0))
+
+
+def test_a_grown_mask_has_its_face_neighbours():
+    mask = torch.zeros(5, 5, 5, dtype=torch.bool)
+    mask[2, 2, 2] = mask[0, 0, 0] = True
+    out = grown(mask)
+    assert int(out.sum()) == 7 + 4 and bool(out[1, 2, 2]) and bool(out[0, 0, 1]) and not out[1, 1, 2]
+    assert int(mask.sum()) == 2
+
+
+def test_vessels_are_thin_and_long():
+    for seed in range(4):
+        dice = Dice(seed, CPU)
+        canvas = Canvas(SIZE, dice)
+        tree = vessel_tree(canvas, dice)
+        if int(tree.sum()) < 50:
+            continue
+        extent = max(int(torch.nonzero(tree)[:, axis].max() - torch.nonzero(tree)[:, axis].min()) for axis in range(3))
+        assert int(tree.sum()) < 0.25 * SIZE**3 and extent > 0.3 * SIZE
+    assert ellipsoid(canvas, dice, 0.3 * SIZE).any()
