@@ -27,7 +27,7 @@ from ..model.proposal_head import MASK_STRIDE, SEED_STRIDE, ProposalMaps, pick_s
 from ..runtime import autocast
 from .losses import mask_loss, true_iou
 from .sample import Dice, Source
-from .targets import draw_targets
+from .targets import draw_targets, visibility
 
 MOST_DRAWS = 1000
 """So many crops in a row without a structure mean that the source has none."""
@@ -56,7 +56,7 @@ class ProposalTraining:
     """Crops whose features are kept (about 1.5 MB each)."""
     validation_crops: int = 16
     """Crops set aside to judge the head on."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -179,19 +179,22 @@ def _draw(model: Famsam, source: Source, config: ProposalTraining, number: int) 
     dice = Dice(config.seed * 1_000_003 + number, model.device)
     for _ in range(MOST_DRAWS):
         sample = source(config.size, dice)
-        structures = draw_targets(sample, config.structures, dice)
-        coarse = [F.avg_pool3d(structure[None, None].float(), MASK_STRIDE)[0] for structure in structures]
-        coarse = [target for target in coarse if int((target > 0.5).sum()) >= LEAST_COARSE_VOXELS]
+        crop = model.normalise(sample.image_ZYX[None, None], sample.inside_ZYX[None, None])
+        coarse = []
+        for structure in draw_targets(sample, config.structures, dice):
+            target = F.avg_pool3d(structure[None, None].float(), MASK_STRIDE)[0]
+            large = int((target > 0.5).sum()) >= LEAST_COARSE_VOXELS
+            if large and dice.chance(0.05 + visibility(crop[0, 0], structure)):
+                coarse.append(target)
         if coarse:
             break
     else:
         raise DatasetError(f"Expected structures to propose, found none in {MOST_DRAWS} training crops.")
     targets = torch.stack(coarse)
-    crop = model.normalise(sample.image_ZYX[None, None], sample.inside_ZYX[None, None])
     with autocast(model.device, model.precision):
         embedding = model.encode(crop)
     shares_TN = F.avg_pool3d(targets, SEED_STRIDE // MASK_STRIDE).flatten(1)
-    cells = [torch.nonzero(share >= torch.clamp(share.max(), max=0.6))[:, 0] for share in shares_TN]
+    cells = [torch.nonzero(share >= 0.9 * share.max())[:, 0] for share in shares_TN]  # well inside
     nothing = F.avg_pool3d((sample.labels_ZYX == 0)[None, None].float(), SEED_STRIDE).flatten()
     features = tuple(t[0].to(torch.float16) for t in _inputs(embedding))
     return _Crop(features, targets[:, 0].to(torch.float16), cells, torch.nonzero(nothing == 1)[:, 0])
