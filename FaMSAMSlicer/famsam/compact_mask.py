@@ -6,6 +6,7 @@ import base64
 import math
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
@@ -107,9 +108,13 @@ class CompactMask:
 
     def to_dict(self) -> Dict[str, Any]:
         """JSON-able form."""
-        data = base64.b64encode(zlib.compress(self.bits, 6)).decode("ascii")
         box = None if self.box_zyx is None else [list(corner) for corner in self.box_zyx]
-        return {"size_zyx": list(self.size_zyx), "box_zyx": box, "bits": data}
+        return {"size_zyx": list(self.size_zyx), "box_zyx": box, "bits": self._compressed}
+
+    @cached_property
+    def _compressed(self) -> str:
+        """Made once: a host asks for it after every click."""
+        return base64.b64encode(zlib.compress(self.bits, 6)).decode("ascii")
 
     @classmethod
     def from_dict(cls, state: Dict[str, Any]) -> CompactMask:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .compact_mask import CompactMask
 from .errors import PromptError, SessionError
 from .geometry import Box, box_slices
+from .history import Recall, State
 from .model.base import PromptableModel
 from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE
 from .proposing import Candidate, ProposalOptions, candidates_of
@@ -52,20 +53,6 @@ class BoxPrompt:
 
 
 Prompt = Union[PointPrompt, BoxPrompt]
-
-
-@dataclass(frozen=True)
-class _State:
-    """The chain after some prompts: the mask started from, the prompts, and the prediction after each of them."""
-
-    base: CompactMask
-    prompts: Tuple[Prompt, ...] = ()
-    predictions: Tuple[Prediction, ...] = ()
-    """One more than prompts: the first is the start."""
-
-    @property
-    def last(self) -> Prediction:
-        return self.predictions[-1]
 
 
 class Result:
@@ -120,9 +107,10 @@ class Session:
         self.model, self.options = model, options or SegmenterOptions()
         self._volume: Optional[Volume] = None
         self._segmenter: Optional[Segmenter] = None
-        self._history: List[_State] = []
+        self._history: List[State] = []
         self._at = 0
-        self._previewed: Optional[Tuple[_State, _State]] = None
+        self._previewed: Optional[Tuple[State, State]] = None
+        self._recall = Recall()
 
     # --- the scan ---
 
@@ -133,7 +121,8 @@ class Session:
         segmenter = Segmenter(self.model, volume, self.options)
         start = segmenter.start()
         self._volume, self._segmenter = volume, segmenter
-        self._history, self._at, self._previewed = [_State(start.mask, (), (start,))], 0, None
+        self._history, self._at, self._previewed = [State(start.mask, (), (start,))], 0, None
+        self._recall = Recall()
 
     @property
     def volume(self) -> Volume:
@@ -278,40 +267,44 @@ class Session:
         }
 
     def restore(self, state: Dict[str, Any]) -> Result:
-        """Prompts that ``to_dict`` wrote for this image; undo returns to what was there before."""
+        """Prompts that ``to_dict`` wrote for this image; undo returns to what was there before.
+
+        What this session itself made of these prompts lately is not computed again.
+        """
         base, prompts = self._parsed(state)
-        restored = self._begun(base)
-        for prompt in prompts:
+        restored = self._recall.resumed(self._begun(base), prompts).without_timings()
+        for prompt in prompts[len(restored.prompts) :]:
             restored = self._extended(restored, prompt)
         return self._commit(restored)
 
     # --- inside ---
 
     @property
-    def _state(self) -> _State:
+    def _state(self) -> State:
         if not self._history:
             raise SessionError("Expected an image before prompts: call set_image(volume) first.")
         return self._history[self._at]
 
-    def _commit(self, state: _State) -> Result:
+    def _commit(self, state: State) -> Result:
         result = self._result(state, self._state)
         self._history[self._at + 1 :] = [state]
         self._at += 1
+        self._recall.keep(state)
         return result
 
     def _walk(self, step: int) -> Result:
         before = self._state
         self._at += step
-        return self._result(_without_timings(self._state), before)
+        return self._result(self._state.without_timings(), before)
 
-    def _result(self, state: _State, before: _State) -> Result:
+    def _result(self, state: State, before: State) -> Result:
         return Result(state.last, state.last.mask.changed_box(before.last.mask), self.volume)
 
-    def _begun(self, base: CompactMask, quality: float = 0.0) -> _State:
+    def _begun(self, base: CompactMask, quality: float = 0.0) -> State:
         assert self._segmenter is not None
-        return _State(base, (), (replace(self._segmenter.start(base), quality=quality),))
+        return State(base, (), (replace(self._segmenter.start(base), quality=quality),))
 
-    def _extended(self, state: _State, prompt: Prompt) -> _State:
+    def _extended(self, state: State, prompt: Prompt) -> State:
         if self._previewed is not None:
             seen, previewed = self._previewed
             if seen is state and previewed.prompts[-1] == prompt:
@@ -319,11 +312,11 @@ class Session:
         assert self._segmenter is not None
         prompts = (*state.prompts, prompt)
         prediction = self._segmenter.step(self._canonical(prompts), state.last, state.base)
-        return _State(state.base, prompts, (*state.predictions, prediction))
+        return State(state.base, prompts, (*state.predictions, prediction))
 
-    def _replayed(self, index: int, tail: Sequence[Prompt]) -> _State:
+    def _replayed(self, index: int, tail: Sequence[Prompt]) -> State:
         old = self._state
-        state = _State(old.base, old.prompts[:index], old.predictions[: index + 1])
+        state = State(old.base, old.prompts[:index], old.predictions[: index + 1])
         for prompt in tail:
             state = self._extended(state, prompt)
         return state
@@ -423,8 +416,3 @@ class Session:
         if entry["type"] == "box":
             return self._box(entry["lower_ras_mm"], entry["upper_ras_mm"])
         raise PromptError(f'Expected a prompt of type "point" or "box", got {entry["type"]!r}.')
-
-
-def _without_timings(state: _State) -> _State:
-    """The state with its last prediction's timings emptied: walking along the history computes nothing."""
-    return replace(state, predictions=(*state.predictions[:-1], replace(state.last, timings_ms={})))
