@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import math
 from pathlib import Path
-from typing import Any, AsyncIterator, Awaitable, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, AsyncIterator, Awaitable, Callable, Dict, Optional
 
 import anyio
 import numpy as np
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
-from starlette.exceptions import HTTPException
 
 from .. import __version__
-from ..errors import FamsamError, PromptError, SessionError
+from ..errors import PromptError
 from ..geometry import Box, clip, union
 from ..sample_data import sample_volume
 from ..session import Result, Session
@@ -33,7 +30,8 @@ from .hub import Hub, OpenScan, OpenSession, ServerError, hub_of
 from .intake import Intake
 from .limits import Limits
 from .packing import pack_bits, unpack_bits
-from .security import Access, BodyTooLarge, Guard
+from .problems import PROBLEMS, handle_errors
+from .security import Access, Guard
 from .voxels import nifti_chunks
 from .wire import (
     BoxRequest,
@@ -42,7 +40,6 @@ from .wire import (
     MoveRequest,
     PathRequest,
     PointRequest,
-    Problem,
     ServerInfo,
     SessionInfo,
     StateAnswer,
@@ -51,32 +48,15 @@ from .wire import (
     VolumeInfo,
 )
 
-logger = logging.getLogger(__name__)
-
 PAGE_FOLDER = Path(__file__).parent / "page"
 _NO_PAGE = (
     "<!doctype html><title>FaM-SAM</title><p>The server runs, but its page has not been built. "
     "Build it with <code>python setup.py build_page</code> in a checkout, or install the package with pip.</p>"
 )
-_PROBLEMS: Dict[Any, Dict[str, Any]] = {
-    status: {"model": Problem, "description": meaning}
-    for status, meaning in {
-        400: "the request is no valid HTTP or JSON",
-        401: "the token is missing or wrong",
-        403: "another site's page, or something this server does not allow",
-        404: "no such scan, session or path is open here",
-        409: "the session's state does not allow it, or a newer request took its place",
-        413: "the body is too large",
-        421: "the Host header names another server",
-        422: "the request, the scan or the prompt cannot be used; the sentence says why",
-        429: "too many requests of one session wait",
-        503: "too much is open; try later",
-    }.items()
-}
 _STEP_BYTES = 600_000  # of a step in a session's history: mostly its low-resolution logits
 _BINARY: Dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
-router = APIRouter(prefix="/v1", responses=_PROBLEMS)
+router = APIRouter(prefix="/v1", responses=PROBLEMS)
 
 
 @router.get("/server")
@@ -432,51 +412,9 @@ def create_app(
     app.state.paths_allowed = paths_allowed
     app.include_router(router)
     app.add_middleware(Guard, access=access or Access(), limits=chosen)
-    _handle_errors(app)
+    handle_errors(app)
     if (PAGE_FOLDER / "index.html").is_file():
         app.mount("/", StaticFiles(directory=PAGE_FOLDER, html=True))
     else:
         app.add_api_route("/", lambda: HTMLResponse(_NO_PAGE), include_in_schema=False)
     return app
-
-
-def _handle_errors(app: FastAPI) -> None:
-    @app.exception_handler(FamsamError)
-    async def expected(_: Request, error: FamsamError) -> JSONResponse:
-        if isinstance(error, ServerError):
-            return _problem(error.status, error.code, str(error))
-        if isinstance(error, SessionError):
-            return _problem(409, "not_now", str(error))
-        return _problem(422, "invalid", str(error))
-
-    @app.exception_handler(RequestValidationError)
-    async def malformed(_: Request, error: RequestValidationError) -> JSONResponse:
-        return _problem(422, "invalid", _sentence(error.errors()))
-
-    @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> JSONResponse:
-        if isinstance(error.__cause__, BodyTooLarge):
-            return _problem(413, "too_large", "the request's body is too large")
-        return _problem(error.status_code, "http", str(error.detail), error.headers)
-
-    @app.exception_handler(MemoryError)
-    async def no_memory(_: Request, error: MemoryError) -> JSONResponse:
-        logger.error("out of memory while answering a request")
-        return _problem(503, "busy", "the server has too little memory for this now; close a scan, or try later")
-
-    @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        return _problem(500, "internal", "something unexpected went wrong in the server; its log says what")
-
-
-def _problem(status: int, code: str, detail: str, headers: Any = None) -> JSONResponse:
-    extra = {"retry-after": "2"} if status in (429, 503) else {}
-    return JSONResponse({"detail": detail, "code": code}, status, headers={**(headers or {}), **extra})
-
-
-def _sentence(errors: Sequence[Any]) -> str:
-    """What pydantic found, in one line and without repeating what was sent."""
-    found: List[Tuple[str, str]] = [
-        (".".join(str(part) for part in error["loc"] if part != "body"), str(error["msg"])) for error in errors[:3]
-    ]
-    return "the request does not fit: " + "; ".join(f"{where}: {what}" if where else what for where, what in found)
