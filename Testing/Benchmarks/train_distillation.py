@@ -9,6 +9,7 @@ crops, the teacher too.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import platform
 import statistics
@@ -26,7 +27,7 @@ from famsam.training.trainer import TrainConfig, read_log, synthetic_source
 
 VARIANTS = {
     "layers-then-logits": DistillConfig(),
-    "relative-layers-then-logits": DistillConfig(relative=True),
+    "unit-layers-then-logits": DistillConfig(unit_scale=True),
     "logits-only": DistillConfig(layer_fraction=0.0),
     "from-scratch": DistillConfig(layer_fraction=0.0, logit_weight=0.0, label_weight=1.0, copy=False),
 }
@@ -50,12 +51,14 @@ def main() -> None:
     parser.add_argument("--teacher", default="default", help="weights file, or the default ones")
     parser.add_argument("--config", type=Path, required=True, help='JSON with "train" and, if wanted, "model"')
     parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help="only this one; repeatable")
     args = parser.parse_args()
+    chosen = args.variant or list(VARIANTS)
     teacher = str(DEFAULT_WEIGHTS) if args.teacher == "default" else args.teacher
     config, student = read_part(args.config, "train", TrainConfig()), read_model(args.config)
     rows = []
-    for name, variant in VARIANTS.items():
-        distill = DistillConfig(**{**vars(variant), "teacher": teacher})
+    for name in chosen:
+        distill = dataclasses.replace(VARIANTS[name], teacher=teacher)
         run = Distiller(args.output / name, synthetic_source, distill, config, student)
         run.run()
         distillation_curve(run.directory)
@@ -80,7 +83,7 @@ def main() -> None:
     (args.output / "distillation.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     outcome = {"rows": rows, "encode_ms": times, "hardware": hardware}
     (args.output / "distillation.json").write_text(json.dumps(outcome, indent=1), encoding="utf-8")
-    comparison_curves({name: args.output / name for name in VARIANTS}, args.output / "distillation.png")
+    comparison_curves({name: args.output / name for name in chosen}, args.output / "distillation.png")
     print("\n".join(lines))
 
 

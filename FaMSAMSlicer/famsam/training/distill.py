@@ -42,9 +42,9 @@ class DistillConfig:
     """The teacher's weights file."""
     layer_fraction: float = 0.5
     """Share of the run that goes to the layers, before the logits; 0 is plain logit-level distillation."""
-    relative: bool = False
-    """Divide each layer's distance by the norm of the teacher's layer; eq. 1 does not, so that of layers that differ
-    in scale the largest decides."""
+    unit_scale: bool = False
+    """Compare layers that are scaled to norm 1; eq. 1 does not, so that of layers that differ in scale the largest
+    decides, and a student spends its time on growing where the teacher's numbers are large."""
     logit_weight: float = 1.0
     """Of the difference to the teacher's masks, in the second part."""
     label_weight: float = 0.5
@@ -96,16 +96,17 @@ def teacher_layers(student_depth: int, teacher_depth: int) -> List[int]:
     return [i * teacher_depth // student_depth for i in range(1, student_depth + 1)]
 
 
-def layer_distance(wanted: Tensor, found: Tensor, relative: bool = False) -> Tensor:
+def layer_distance(wanted: Tensor, found: Tensor, unit_scale: bool = False) -> Tensor:
     """The L2 norm of eq. 1, mean over the batch, divided by the root of the number of elements.
 
-    The divisor is the same for all layers; without it the value would grow with the size of the network. Divided by
-    the norm of ``wanted`` instead if ``relative``.
+    The divisor is the same for all layers; without it the value would grow with the size of the network. Where both are
+    brought to norm 1 first (``unit_scale``) there is no divisor, and the distance is at most 2.
     """
-    norms = torch.linalg.vector_norm((wanted.float() - found.float()).flatten(1), dim=1)
-    if relative:
-        return (norms / torch.linalg.vector_norm(wanted.float().flatten(1), dim=1).clamp_min(1e-6)).mean()
-    return norms.mean() / math.sqrt(wanted[0].numel())
+    pair = [t.float().flatten(1) for t in (wanted, found)]
+    if unit_scale:
+        pair = [F.normalize(t, dim=1) for t in pair]
+    norms = torch.linalg.vector_norm(pair[0] - pair[1], dim=1)
+    return norms.mean() if unit_scale else norms.mean() / math.sqrt(wanted[0].numel())
 
 
 def imitation_loss(logits_BMzyx: Tensor, wanted_BMzyx: Tensor) -> Tensor:
@@ -210,7 +211,7 @@ class DistillLearner(Learner):
         if grids[0] != grids[1]:
             raise ConfigError(f"Student and teacher must have the same grid of tokens, got {grids[0]} and {grids[1]}.")
         pairs = zip(self.projections, layers, self.matched)
-        return [layer_distance(wanted[i - 1], project(x), self.distill.relative) for project, x, i in pairs]
+        return [layer_distance(wanted[i - 1], project(x), self.distill.unit_scale) for project, x, i in pairs]
 
     def _round_loss(self, teaching: Optional[Embedding], targets: Tensor, values: Dict[str, float]) -> RoundLoss:
         of_labels = label_loss(self.config, targets)

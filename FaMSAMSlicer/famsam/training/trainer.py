@@ -87,6 +87,7 @@ class Trainer:
         self.optimisers = _optimisers(self.learner, self.config)
         self.step = 0
         self.seconds = 0.0
+        self.smooth = _Smoothed()
         self.pool = CropPool(source, self.config, self.learner.normalise, self.device, self.config.seed)
         if self.checkpoint_path.exists():
             self._resume()
@@ -112,19 +113,18 @@ class Trainer:
         config, started, leads = self.config, time.monotonic(), team.leads()
         validation = self._validation_batches() if leads else []
         bar = tqdm(total=config.steps, initial=self.step, disable=not (progress and leads), unit="step", mininterval=5)
-        smooth = _Smoothed()
         while self.step < config.steps:
             if team.agreed(time.monotonic() - started >= time_limit_s, self.device):
                 break
             before = time.monotonic()
-            smooth.add(self._one_step())
+            self.smooth.add(self._one_step())
             self.step += 1
             self.seconds += time.monotonic() - before
             bar.update()
-            bar.set_postfix({name: f"{value:.3f}" for name, value in smooth.values.items()}, refresh=False)
+            bar.set_postfix({name: f"{value:.3f}" for name, value in self.smooth.values.items()}, refresh=False)
             if leads and (self.step % config.validate_every == 0 or self.step == config.steps):
                 scores = validation_scores(self.averaged_model(), validation, config)
-                self._log(smooth.values, scores)
+                self._log(self.smooth.values, scores)
             if self.step % config.checkpoint_every == 0:
                 self.save()
         bar.close()
@@ -194,6 +194,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "pool": self.pool.state(),
+            "smooth": self.smooth.values,
         }
         temporary = self.checkpoint_path.with_suffix(".tmp")
         torch.save(state, temporary)
@@ -218,6 +219,18 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         if "pool" in state:
             self.pool.resume(state["pool"])
+        self.smooth.values = dict(state.get("smooth", {}))
+        if team.leads():
+            self._forget_log()
+
+    def _forget_log(self) -> None:
+        """Drop what was logged after the checkpoint: those steps are done again."""
+        path = self.directory / "log.csv"
+        if path.exists():
+            header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            kept = [row for row in rows if int(row.split(",")[0]) <= self.step]
+            with path.open("w", encoding="utf-8", newline="") as file:
+                file.writelines([header, *kept])
 
     def averaged_model(self) -> PromptableModel:
         """The weights that ship."""

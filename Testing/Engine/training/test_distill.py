@@ -154,8 +154,9 @@ def test_distance_to_itself_is_nothing_and_has_a_gradient():
     assert float(distance.detach()) == 0 and torch.isfinite(layer.grad).all()
     zeros, threes = torch.zeros(1, 2, 2, 2, 8), torch.full((1, 2, 2, 2, 8), 3.0)
     assert float(layer_distance(zeros, threes)) == pytest.approx(3)
-    assert float(layer_distance(threes, zeros, relative=True)) == pytest.approx(1)
-    assert float(layer_distance(10 * threes, 5 * threes, relative=True)) == pytest.approx(0.5)
+    assert float(layer_distance(threes, -threes, unit_scale=True)) == pytest.approx(2)
+    assert float(layer_distance(10 * threes, threes, unit_scale=True)) == pytest.approx(0, abs=1e-6)
+    assert torch.isfinite(layer_distance(threes, zeros, unit_scale=True))
 
 
 def test_imitation_is_least_where_the_logits_agree():

@@ -87,7 +87,7 @@ def cut_off(trainer, after_steps):
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path, optimiser):
     if optimiser == "muon" and not hasattr(torch.optim, "Muon"):
         pytest.skip("this PyTorch has no Muon yet")
-    config = dataclasses.replace(SHORT, optimiser=optimiser, sizes=((0.7, 32, 2), (1.0, 64, 1)))
+    config = dataclasses.replace(SHORT, optimiser=optimiser, sizes=((0.7, 32, 2), (1.0, 64, 1)), validate_every=2)
     whole = Trainer(tmp_path / "whole", synthetic_source, config, TINY)
     whole.run()
     cut_off(Trainer(tmp_path / "cut", synthetic_source, config, TINY), after_steps=4)
@@ -97,6 +97,8 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path, optimiser):
     assert resumed.step == whole.step == 6
     torch.testing.assert_close(parameters(resumed), parameters(whole), rtol=0, atol=1e-7)
     torch.testing.assert_close(averaged(resumed), averaged(whole), rtol=0, atol=1e-7)
+    curves = [[{**row, "seconds": 0} for row in read_log(tmp_path / name)] for name in ("whole", "cut")]
+    assert curves[0] == curves[1] and [row["step"] for row in curves[0]] == [2, 4, 6], "step 4 was logged, then lost"
 
 
 def test_muon_with_a_pytorch_that_has_none_is_refused(tmp_path, monkeypatch):
