@@ -3,7 +3,7 @@
     python Testing/Benchmarks/bench_pausing.py CASES -o pausing/ [--model WEIGHTS] [--clicks 3]
 
 Every structure is clicked on by the simulated user once for every setting. Encoding is timed with the settings taken
-in turn, so that a busy machine slows them all alike.
+in turn; on a CPU in processor time over the threads, which other work on the machine hardly changes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,13 @@ from famsam.evaluation.segmenters import SessionSegmenter
 from famsam.runtime import autocast
 
 
+def clock_ms(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        return 1000 * time.perf_counter()
+    return 1000 * time.process_time() / torch.get_num_threads()
+
+
 def encode_times_ms(models: dict, runs: int) -> dict:
     """Milliseconds of each encode, the median and the minimum of ``runs`` rounds."""
     found = {share: [] for share in models}
@@ -30,12 +37,11 @@ def encode_times_ms(models: dict, runs: int) -> dict:
         for share, model in models.items():
             crop = torch.randn(1, 1, *[model.crop_size] * 3, device=model.device)
             with torch.inference_mode(), autocast(model.device, model.precision):
-                started = time.perf_counter()
+                started = clock_ms(model.device)
                 model.encode(crop)
-                if model.device.type == "cuda":
-                    torch.cuda.synchronize()
+                taken = clock_ms(model.device) - started
             if number:  # the first round warms up
-                found[share].append(1000 * (time.perf_counter() - started))
+                found[share].append(taken)
     return {share: {"median_ms": statistics.median(t), "min_ms": min(t)} for share, t in found.items()}
 
 
