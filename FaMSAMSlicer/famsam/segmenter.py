@@ -117,6 +117,15 @@ class Segmenter:
         self._timings["total"] = 1000 * (time.perf_counter() - started)
         return Prediction(mask, view, logits.half().cpu(), self.model.calibration.iou(quality), self._timings)
 
+    @torch.inference_mode()
+    def encode_ahead(self, prompts: Prompts, previous: Prediction) -> bool:
+        """Encode one of the views through which ``step`` would look first; False if none is missing."""
+        self._timings = _no_timings()
+        missing = [view for view in self._start_views(prompts, previous) if view not in self._embeddings]
+        for view in missing[:1]:
+            self.embedding(view)
+        return bool(missing)
+
     def _best_look(self, prompts: Prompts, previous: Prediction) -> Tuple[CropBox, Tensor, float]:
         """The view to go by, its logits and predicted IoU: of several looks the one that the model trusts most.
 

@@ -222,6 +222,20 @@ class Session:
         self._previewed = (state, previewed)
         return self._result(previewed, state)
 
+    def encode_ahead(self, point_ras_mm: Point3) -> bool:
+        """Prepare for a click where the pointer rests, while nothing else is to be done; changes nothing.
+
+        One view is encoded at a time, so that a click in between waits no longer than for that. The click itself then
+        only decodes, unless the object asks for further views.
+
+        Returns:
+            True if something was encoded and there may be more: call again; False if all is there.
+        """
+        prompt = self._point(point_ras_mm, True)
+        state = self._state
+        assert self._segmenter is not None
+        return self._segmenter.encode_ahead(self._canonical((*state.prompts, prompt)), state.last)
+
     def move_point(self, index: int, point_ras_mm: Point3) -> Result:
         """Move the point prompt ``prompts[index]``; what came after it is computed anew."""
         old = self._prompt(index)

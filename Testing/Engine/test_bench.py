@@ -40,7 +40,7 @@ def test_limits_are_measured_and_held_against_every_stage(report):
 
 def test_clicks_are_timed_on_the_volume_that_was_asked_for(report):
     assert report.clicks["volume_xyz"] == [30, 34, 20]
-    for name in ("set_image", "first", "next", "preview", "mask", "undo", "redo"):
+    for name in ("set_image", "first", "first_encoded_ahead", "next", "preview", "mask", "undo", "redo"):
         assert set(report.clicks[name]) == TIMING and report.clicks[name]["median_ms"] > 0
     assert report.clicks["next"]["runs"] == 2 * report.clicks["first"]["runs"]
     assert set(report.clicks["last_next_click_stages_ms"]) == {"crop", "encode", "decode", "paste", "total"}

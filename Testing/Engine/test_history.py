@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from famsam.compact_mask import CompactMask
+from famsam.errors import PromptError
 from famsam.history import Recall, State
 from famsam.model.famsam import Famsam, FamsamConfig
 from famsam.segmenter import Prediction
@@ -19,9 +20,13 @@ A1, A2, A3, B1 = ((float(r), float(a), 0.0) for r, a in ((0, 0), (3, 0), (0, 3),
 
 
 class CountingModel(Famsam):
-    """The default network, small; counts its decodes."""
+    """The default network, small; counts its encodes and decodes."""
 
-    decodes = 0
+    encodes = decodes = 0
+
+    def encode(self, *args, **kwargs):
+        self.encodes += 1
+        return super().encode(*args, **kwargs)
 
     def decode(self, *args, **kwargs):
         self.decodes += 1
@@ -115,6 +120,25 @@ def test_another_scan_recalls_nothing(model, volume):
     before = model.decodes
     session.restore(state)
     assert model.decodes > before
+
+
+def test_a_click_that_was_encoded_ahead_is_the_same_click(model, volume):
+    before = model.encodes
+    cold = session_on(model, volume)
+    expected = cold.add_point(A1)
+    needed = model.encodes - before
+    session = session_on(model, volume)
+    before = model.encodes
+    while session.encode_ahead(A1):
+        assert model.encodes == before + 1, "one view at a time"
+        before = model.encodes
+    assert not session.can_undo and not session.result.mask_zyx.any()
+    before = model.encodes
+    result = session.add_point(A1)
+    assert model.encodes - before < needed
+    np.testing.assert_array_equal(result.mask_zyx, expected.mask_zyx)
+    with pytest.raises(PromptError):
+        session.encode_ahead((500.0, 0.0, 0.0))
 
 
 def test_only_so_much_is_kept_in_mind(monkeypatch):

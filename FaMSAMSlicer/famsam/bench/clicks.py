@@ -81,6 +81,11 @@ def one_session(model: PromptableModel, volume: Volume, seed: int, times: Sessio
     timed("preview", lambda: session.preview(previewed))
     timed("undo", session.undo)
     timed("redo", session.redo)
+    prepared = Session(model)
+    prepared.set_image(volume)
+    while prepared.encode_ahead(first):
+        pass
+    timed("first_encoded_ahead", lambda: prepared.add_point(first))
     return dict(last.timings_ms)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Dict, Iterator, List, Mapping, Tuple
 from ..errors import ConfigError
 
 MODEL_STAGES = ("normalise", "encode", "decode")
-CLICK_STAGES = ("set_image", "first", "next", "preview", "mask", "undo", "redo")
+CLICK_STAGES = ("set_image", "first", "first_encoded_ahead", "next", "preview", "mask", "undo", "redo")
 
 
 @dataclass
@@ -56,7 +56,7 @@ class BenchReport:
         rows.append("volume (x, y, z) " + " x ".join(str(n) for n in self.clicks["volume_xyz"]))
         rows += [f"  {name}: {_judged(found)}" for name, found in self.stages.items()]
         for name in CLICK_STAGES:
-            called = f"{name} click" if name in ("first", "next") else name
+            called = {"first": "first click", "next": "next click"}.get(name, name.replace("_", " "))
             rows.append(f"  {called}: {_timing(self.clicks[name])}")
         rows.append(f"  a session{_memory(self.clicks['peak_mib_above_volume'])} above the volume")
         for name, found in self.ablation.items():
