@@ -16,7 +16,7 @@ from . import requirements
 from .controller import Controller, Status
 from .engine import shared_engine
 from .panel import Panel, ask_and_install, icon, resource
-from .picking import pick
+from .picking import pick, place_in_slice
 from .rubber_band import Pixel, RubberBand, box_around
 from .settings import model_choice, server, set_server, settings
 from .spaces import Point3
@@ -176,7 +176,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
             if self._tool == "box":
                 self._band = RubberBand(_renderer(view), pixel)
             else:
-                controller.click(_world(pixel, view), self._sign(interactor))
+                controller.click(self._world(interactor, view, pixel), self._sign(interactor))
             return True
         if event == vtk.vtkCommand.LeftButtonReleaseEvent and self._pressed_2d:
             self._pressed_2d = False
@@ -185,7 +185,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
                 band.remove()
                 _renderer(view).GetRenderWindow().Render()
                 if band.is_box:
-                    controller.box(*box_around([_world(corner, view) for corner in band.corners]))
+                    controller.box(box_around([self._world(interactor, view, corner) for corner in band.corners]))
             return True
         if event == vtk.vtkCommand.MouseMoveEvent:
             if self._band is not None:
@@ -193,13 +193,14 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
                 _renderer(view).GetRenderWindow().Render()
                 return True
             if self._previewing and not controller.points.hovered:
-                controller.preview(_world(pixel, view), self._sign(interactor))
+                controller.preview(self._world(interactor, view, pixel), self._sign(interactor))
         return False
 
     def _in_3d_view(self, interactor: Any, event: int, view: Any, pixel: Pixel) -> bool:
         """A click is a press and a release at one place; a drag still turns the camera."""
+        controller = self.controller
         if event == vtk.vtkCommand.LeftButtonPressEvent:
-            self._pressed_3d = None if self.controller.points.hovered or interactor.GetShiftKey() else pixel
+            self._pressed_3d = None if controller.points.hovered or interactor.GetShiftKey() else pixel
         elif event == vtk.vtkCommand.LeftButtonReleaseEvent and self._pressed_3d is not None:
             start, self._pressed_3d = self._pressed_3d, None
             if max(abs(a - b) for a, b in zip(start, pixel)) <= _CLICK_PIXELS and self._may_edit():
@@ -207,7 +208,13 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
                 if place is None:
                     self._show(Status(_("Nothing is there to click on. Click on a surface or the volume rendering.")))
                 else:
-                    self.controller.click(place, self._sign(interactor))
+                    controller.click(place, self._sign(interactor))
+        elif event == vtk.vtkCommand.MouseMoveEvent and self._previewing and not controller.points.hovered:
+            place = pick(_renderer(view), *pixel)
+            if place is None:
+                controller.end_preview()
+            else:
+                controller.preview(place, self._sign(interactor), in_3d=True)
         return False
 
     def _key(self, interactor: Any, pressed: bool) -> bool:
@@ -245,6 +252,10 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
 
     def _sign(self, interactor: Any) -> bool:
         return (self._tool != "negative") != bool(interactor.GetControlKey())
+
+    @staticmethod
+    def _world(interactor: Any, slice_widget: Any, pixel: Pixel) -> Point3:
+        return place_in_slice(interactor, slice_widget.mrmlSliceNode(), *pixel)
 
     def _may_edit(self) -> bool:
         return bool(self.scriptedEffect.confirmCurrentSegmentVisible())
@@ -317,11 +328,6 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         if self._band is not None:
             self._band.remove()
             self._band = None
-
-
-def _world(pixel: Pixel, slice_widget: Any) -> Point3:
-    r, a, s, _w = slice_widget.mrmlSliceNode().GetXYToRAS().MultiplyPoint((*pixel, 0.0, 1.0))
-    return r, a, s
 
 
 def _renderer(view_widget: Any) -> Any:

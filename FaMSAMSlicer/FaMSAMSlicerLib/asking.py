@@ -58,7 +58,7 @@ def _start(state: SegmentState, printed: str, asked: Asked, scan: Scan, to_scan:
     if printed == state.mask_print and (state.base is None or state.base["image"] == grid_of(scan)):
         prompts = moved(state.prompts, to_scan)
         base = None if state.base is None else {k: v for k, v in state.base.items() if k != "image"}
-        if all(_is_inside(prompt, scan) for prompt in prompts):
+        if all(_is_usable(prompt, scan) for prompt in prompts):
             return Start(state.token, prompts, base)
     if not printed:
         return Start()
@@ -67,8 +67,11 @@ def _start(state: SegmentState, printed: str, asked: Asked, scan: Scan, to_scan:
     return Start() if mask is None else Start(mask_zyx=mask)
 
 
-def _is_inside(prompt: Prompt, scan: Scan) -> bool:
-    return prompt["type"] != "point" or scan.contains(prompt["ras_mm"])
+def _is_usable(prompt: Prompt, scan: Scan) -> bool:
+    """Whether it is one in this scan too, which may not be the one on which it was given."""
+    if prompt["type"] == "point":
+        return scan.contains(prompt["ras_mm"])
+    return all(lower < upper for lower, upper in zip(prompt["lower_ras_mm"], prompt["upper_ras_mm"]))
 
 
 def _session_step(step: Step, to_scan: np.ndarray, ended: int) -> Step:

@@ -125,12 +125,13 @@ class Controller:
         """Include, or exclude, what is there."""
         self._guarded(lambda: self._enqueue(Step("add_point", (self._checked(world),), positive)))
 
-    def box(self, corner_world: Point3, opposite_world: Point3) -> None:
-        """Frame the structure."""
-        self._guarded(lambda: self._enqueue(Step("add_box", self._box_corners(corner_world, opposite_world))))
+    def box(self, corners_world: np.ndarray) -> None:
+        """Frame the structure: the box around these points, (N, 3), along the scan's own axes."""
+        self._guarded(lambda: self._enqueue(Step("add_box", self._box_corners(np.asarray(corners_world)))))
 
-    def preview(self, world: Point3, positive: bool = True) -> None:
-        """Show what a click would do; the newest wins, and any click overtakes it."""
+    def preview(self, world: Point3, positive: bool = True, in_3d: bool = False) -> None:
+        """Show what a click would do, in the 3D views as well if so; the newest wins, and any click overtakes it."""
+        self._preview.in_3d = in_3d
         self._guarded(lambda: self._enqueue(Step("preview", (self._checked(world),), positive)))
 
     def end_preview(self) -> None:
@@ -243,12 +244,14 @@ class Controller:
         scan.check_inside(transformed(scan_from_seg(self.volume_node, self.segmentation_node), seg))
         return seg
 
-    def _box_corners(self, corner_world: Point3, opposite_world: Point3) -> Tuple[Point3, Point3]:
-        matrix = seg_from_world(self.segmentation_node) if self.segmentation_node else np.eye(4)
-        corners = np.array([transformed(matrix, corner_world), transformed(matrix, opposite_world)])
-        self._checked(tuple((np.asarray(corner_world) + np.asarray(opposite_world)) / 2))
-        lower, upper = (tuple(float(v) for v in bound) for bound in (corners.min(0), corners.max(0)))
-        return lower, upper  # type: ignore[return-value]
+    def _box_corners(self, corners_world: np.ndarray) -> Tuple[Point3, Point3]:
+        r, a, s = corners_world.mean(0)
+        self._checked((r, a, s))
+        scan, to_scan = scan_of(self.volume_node), scan_from_seg(self.volume_node, self.segmentation_node)
+        scan_from_world = to_scan @ seg_from_world(self.segmentation_node)
+        lower, upper = scan.box_around(np.array([transformed(scan_from_world, corner) for corner in corners_world]))
+        seg_from_scan = np.linalg.inv(to_scan)
+        return transformed(seg_from_scan, lower), transformed(seg_from_scan, upper)
 
     def _prompt_index(self, point_index: int) -> int:
         """Points are numbered among themselves in the views, among all prompts in the session."""

@@ -1,4 +1,4 @@
-"""What a click would give, shown beside the segments without touching them."""
+"""What a click would give, shown beside the segments without touching them: an outline, and in 3D a pale surface."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .segments import labelmap, labelmap_view
 
 SEGMENT_ID = "preview"
 COLOR = (1.0, 0.85, 0.2)
+_SURFACE, _SMOOTHING = "Closed surface", "Smoothing factor"
 
 
 class Preview:
@@ -20,6 +21,8 @@ class Preview:
 
     def __init__(self) -> None:
         self._node: Any = None
+        self.in_3d = False
+        """Whether it is shown in the 3D views as well: making a surface takes a moment."""
 
     @property
     def node(self) -> Any:
@@ -46,6 +49,9 @@ class Preview:
         segment.SetColor(*COLOR)
         segment.AddRepresentation("Binary labelmap", image)
         segmentation.AddSegment(segment, SEGMENT_ID)
+        if self.in_3d:
+            segmentation.CreateRepresentation(_SURFACE, True)
+        node.GetDisplayNode().SetVisibility3D(self.in_3d)
         node.GetDisplayNode().SetVisibility(True)
 
     def hide(self) -> None:
@@ -68,11 +74,13 @@ class Preview:
         node.SetName("FaM-SAM preview")
         node.SetSaveWithScene(False)
         node.SetHideFromEditors(True)
+        node.SetSelectable(False)  # else the pointer would hit the preview instead of what is behind it
+        node.GetSegmentation().SetConversionParameter(_SMOOTHING, "0.0")  # ten times faster
         slicer.mrmlScene.AddNode(node)
         node.CreateDefaultDisplayNodes()
         display = node.GetDisplayNode()
         display.SetSaveWithScene(False)
-        display.SetVisibility3D(False)
+        display.SetOpacity3D(0.5)
         display.SetVisibility2DFill(False)
         display.SetVisibility2DOutline(True)
         self._node = node

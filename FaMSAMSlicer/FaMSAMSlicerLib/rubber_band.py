@@ -67,19 +67,17 @@ class RubberBand:
         self._renderer.RemoveViewProp(self._actor)
 
 
-def box_around(corners_world: Sequence[Point3]) -> Tuple[Point3, Point3]:
+def box_around(corners_world: Sequence[Point3]) -> np.ndarray:
     """The box that a rectangle on a slice stands for: as deep as its shorter side, half on either side of the slice.
 
     Args:
         corners_world: four corners in the slice's plane, around, RAS mm.
 
     Returns:
-        lower and upper corner, RAS mm.
+        (8, 3) its corners, RAS mm.
     """
     corners = np.asarray(corners_world, dtype=float)
     width, height = corners[1] - corners[0], corners[3] - corners[0]
     normal = np.cross(width, height)
     depth = min(np.linalg.norm(width), np.linalg.norm(height)) / 2 * normal / np.linalg.norm(normal)
-    ends = np.concatenate([corners - depth, corners + depth])
-    lower, upper = (tuple(float(v) for v in bound) for bound in (ends.min(0), ends.max(0)))
-    return lower, upper  # type: ignore[return-value]
+    return np.concatenate([corners - depth, corners + depth])

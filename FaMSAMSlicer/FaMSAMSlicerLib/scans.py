@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Tuple
 
 import numpy as np
@@ -42,6 +43,45 @@ class Scan:
         """Whether a point lies in the scan."""
         index = transformed(np.linalg.inv(self.ras_from_ijk), point_ras_mm)
         return all(-0.5 <= i <= n - 0.5 for i, n in zip(index, self.voxels_zyx.shape[::-1]))
+
+    def box_around(self, points_ras_mm: np.ndarray) -> Tuple[Point3, Point3]:
+        """The smallest box along the scan's own axes around some points, as the engine's sessions take it.
+
+        They take two opposite corners and want every RAS coordinate to grow from the first to the second. In a scan
+        that is much tilted no diagonal of the box may do so; then the box is widened, by as little as will do.
+
+        Args:
+            points_ras_mm: (N, 3).
+
+        Returns:
+            lower and upper corner, RAS mm.
+        """
+        ijk = _affine(np.linalg.inv(self.ras_from_ijk), np.asarray(points_ras_mm, dtype=float))
+        half = _growing_diagonal(self.ras_from_ijk[:3, :3], ijk.max(0) - ijk.min(0)) / 2
+        center = _affine(self.ras_from_ijk, (ijk.min(0) + ijk.max(0)) / 2)
+        return _point(center - half), _point(center + half)
+
+
+def _affine(matrix: np.ndarray, points_N3: np.ndarray) -> np.ndarray:
+    return points_N3 @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def _growing_diagonal(ras_from_ijk: np.ndarray, size_xyz: np.ndarray) -> np.ndarray:
+    """(3,) RAS mm: a diagonal, all of it positive, of the smallest box of at least this size that has one."""
+    diagonals = np.array(list(product((-1, 1), repeat=3))) * size_xyz @ ras_from_ijk.T
+    growing = diagonals[(diagonals > 0).all(1)]
+    if len(growing):
+        return growing[0]
+    steps = np.linspace(0.02, 1.0, 25)
+    tried = np.array(list(product(steps, repeat=3)))
+    extent = np.abs(tried @ np.linalg.inv(ras_from_ijk).T)
+    scale = (size_xyz / extent).max(1, keepdims=True)
+    return (tried * scale)[np.argmin((extent * scale).prod(1))]
+
+
+def _point(values: np.ndarray) -> Point3:
+    r, a, s = (float(v) for v in values)
+    return r, a, s
 
 
 def scan_of(volume_node: Any) -> Scan:

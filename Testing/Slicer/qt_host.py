@@ -345,10 +345,10 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
 class SliceView:
     """A slice view as an effect sees it: 300×300 pixels, 60 mm wide."""
 
-    def __init__(self, orientation: str, center: Any) -> None:
+    def __init__(self, orientation: str, center: Any, name: str = "") -> None:
         self._node = slicer.vtkMRMLSliceNode()
-        self._node.SetName(orientation)
-        self._node.SetLayoutName(orientation)
+        self._node.SetName(name or orientation)
+        self._node.SetLayoutName(name or orientation)
         slicer.mrmlScene.AddNode(self._node)
         self._node.SetOrientation(orientation)
         self._node.SetDimensions(300, 300, 1)
@@ -359,6 +359,8 @@ class SliceView:
         self._window.SetOffScreenRendering(1)
         self._window.SetSize(300, 300)
         self._window.AddRenderer(self._renderer)
+        self.interactor = vtk.vtkGenericRenderWindowInteractor()
+        self.interactor.SetRenderWindow(self._window)
 
     def className(self) -> str:
         return "qMRMLSliceWidget"
@@ -386,6 +388,8 @@ class ThreeDView:
         self._window.SetOffScreenRendering(1)
         self._window.SetSize(300, 300)
         self._window.AddRenderer(self._renderer)
+        self.interactor = vtk.vtkGenericRenderWindowInteractor()
+        self.interactor.SetRenderWindow(self._window)
 
     def className(self) -> str:
         return "qMRMLThreeDWidget"

@@ -105,7 +105,7 @@ def test_deleting_a_point_in_a_view_restores_the_mask_without_it(world):
 
 def test_box_and_points_are_numbered_apart(world):
     low, high = world.centre(0, (-8, -8, -8)), world.centre(0, (8, 8, 8))
-    world.controller.box(high, low)
+    world.controller.box([high, low])
     world.settle()
     assert world.controller.state.prompts[0]["type"] == "box"
     world.click(world.centre(0))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import host
 import numpy as np
 import pytest
 import slicer
 import vtk
+from FaMSAMSlicerLib.scans import Scan
 from FaMSAMSlicerLib.segments import resampled
+from FaMSAMSlicerLib.spaces import transformed
 from worlds import dice
 
 
@@ -106,6 +110,37 @@ def test_cropped_segmentation_gets_what_lies_in_it(make_world):
     world.click(world.centre(0))
     mask = host.segment_mask(world.segmentation, "first", (20, 30, 15))
     np.testing.assert_array_equal(mask, engine_mask(world)[6:26, 3:33, 4:19])
+
+
+@pytest.mark.parametrize("name", ["lps", "anisotropic", "oblique", "permuted"])
+@pytest.mark.parametrize("transforms", [(None, None), (MOVE, OTHER_MOVE)], ids=["plain", "transforms"])
+def test_box_lies_along_the_scans_own_axes(make_world, name, transforms):
+    """What a rectangle on one of the scan's own slices frames, and no more, however the scan is tilted."""
+    world = make_world(GRIDS[name], transforms)
+    index = np.argwhere(world.balls[0])
+    low, high = index.min(0) - 1, index.max(0) + 1
+    world.controller.box([world.world(corner) for corner in itertools.product(*zip(low, high))])
+    world.settle()
+    assert not world.controller.status.is_error, world.controller.status.message
+    (prompt,) = world.engine._place._session.to_dict()["prompts"]
+    ends = np.array([prompt["lower_ras_mm"], prompt["upper_ras_mm"]])
+    seen = (np.c_[ends, [1, 1]] @ np.linalg.inv(world.matrix).T)[:, 2::-1]
+    np.testing.assert_allclose(seen.min(0), low, atol=1e-6)
+    np.testing.assert_allclose(seen.max(0), high, atol=1e-6)
+    world.click(world.centre(0))
+    assert len(world.controller.state.prompts) == 2
+
+
+@pytest.mark.parametrize("size_xyz", [(8, 7, 9), (8, 1, 4), (1, 9, 5)])
+@pytest.mark.parametrize("matrix", [GRIDS["left-handed oblique"], affine(rotation(45, 0)), affine(rotation(60, 40))])
+def test_box_in_a_much_tilted_scan_is_widened_rather_than_cut(matrix, size_xyz):
+    scan = Scan((), "tilted", np.zeros((9, 9, 9), np.int16), matrix)
+    ends = scan.box_around(np.array([transformed(matrix, (0, 0, 0)), transformed(matrix, size_xyz)]))
+    assert all(a < b for a, b in zip(*ends)), "as sessions want it"
+    seen = [transformed(np.linalg.inv(matrix), end) for end in ends]
+    low, high = np.min(seen, 0), np.max(seen, 0)
+    assert (low <= 1e-6).all() and (high >= np.array(size_xyz) - 1e-6).all()
+    assert (high - low).prod() < 12 * np.prod(size_xyz)
 
 
 def test_non_linear_transform_is_refused_with_a_way_out(world):

@@ -57,6 +57,45 @@ def test_editable_area(make_world, area):
     np.testing.assert_array_equal(world.mask("second"), other)
 
 
+AREAS = {
+    "Everywhere": lambda second, third: np.ones_like(second),
+    "InsideAllSegments": lambda second, third: second | third,
+    "InsideVisibleSegments": lambda second, third: second,
+    "OutsideAllSegments": lambda second, third: ~(second | third),
+    "OutsideVisibleSegments": lambda second, third: ~second,
+    "InsideSingleSegment": lambda second, third: third,
+}
+OVERWRITTEN = {"AllSegments": ("second", "third"), "VisibleSegments": ("second",), "None": ()}
+
+
+@pytest.mark.parametrize("area", AREAS)
+@pytest.mark.parametrize("overwrite", OVERWRITTEN)
+def test_every_area_with_every_overwrite_mode(make_world, area, overwrite):
+    """Three segments, the third of them hidden: what must not be changed is left as it is, voxel for voxel."""
+    clicked = unmasked_result(make_world)
+    world = make_world()
+    world.segmentation.GetSegmentation().AddEmptySegment("third", "third")
+    before = {"second": half(world), "third": ~half(world)}
+    before["third"][world.size_zyx[0] // 2 :] = False
+    for name, mask in before.items():
+        host.set_segment(world.segmentation, name, mask)
+    world.segmentation.GetDisplayNode().SetSegmentVisibility("third", False)
+    node = world.effect.node
+    node.SetMaskMode(getattr(slicer.vtkMRMLSegmentationNode, f"EditAllowed{area}"))
+    node.SetMaskSegmentID("third")
+    node.SetOverwriteMode(getattr(node, f"Overwrite{overwrite}"))
+    world.click(world.centre(0))
+    expected = clicked & AREAS[area](before["second"], before["third"])
+    assert expected.any()
+    np.testing.assert_array_equal(world.mask("first"), expected)
+    for name, mask in before.items():
+        left = mask & ~expected if name in OVERWRITTEN[overwrite] else mask
+        np.testing.assert_array_equal(world.mask(name), left, err_msg=name)
+    world.effect.undo()
+    for name, mask in {**before, "first": np.zeros_like(clicked)}.items():
+        np.testing.assert_array_equal(world.mask(name), mask, err_msg=f"{name} after undo")
+
+
 def test_intensity_range(make_world):
     clicked = unmasked_result(make_world)
     world = make_world()

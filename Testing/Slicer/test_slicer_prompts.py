@@ -100,6 +100,26 @@ def test_saved_in_mrb_without_our_own_nodes(world, tmp_path):
     check_and_go_on(world, segmentation, volume, states, masks)
 
 
+def test_saved_in_mrml(world, tmp_path):
+    states, masks = clicked(world)
+    for node, name in ((world.volume, "scan.nrrd"), (world.segmentation, "a.seg.nrrd")):
+        node.AddDefaultStorageNode()
+        node.GetStorageNode().SetFileName(str(tmp_path / name))
+        assert node.GetStorageNode().WriteData(node)
+    slicer.mrmlScene.SetRootDirectory(str(tmp_path))
+    slicer.mrmlScene.SetURL(str(tmp_path / "scene.mrml"))
+    assert slicer.mrmlScene.Commit()
+    world.controller.close()
+    scene = host.scene()
+    scene.SetURL(str(tmp_path / "scene.mrml"))
+    scene.SetRootDirectory(str(tmp_path))
+    assert scene.Connect()
+    names = [scene.GetNthNode(i).GetName() for i in range(scene.GetNumberOfNodes())]
+    assert not [name for name in names if name and name.startswith("FaM-SAM")]
+    segmentation = scene.GetFirstNodeByClass("vtkMRMLSegmentationNode")
+    check_and_go_on(world, segmentation, scene.GetFirstNodeByClass("vtkMRMLScalarVolumeNode"), states, masks)
+
+
 def test_undo_and_redo_take_points_and_mask_together(world):
     seen = [(0, world.mask())]
     for step in range(8):

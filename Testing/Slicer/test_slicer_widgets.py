@@ -50,7 +50,6 @@ class Application:
         self.widget = FaMSAMSlicer.FaMSAMSlicerWidget(self.parent)
         self.widget.setup()
         self.widget.enter()
-        self.interactor = vtk.vtkGenericRenderWindowInteractor()
 
     @property
     def effect(self):
@@ -84,8 +83,8 @@ class Application:
         assert not qt_host.slot_errors
 
     def send(self, event, view, pixel=(0, 0), control=0, shift=0, key=""):
-        self.interactor.SetEventInformation(pixel[0], pixel[1], control, shift, "\0", 0, key)
-        return self.effect.processInteractionEvents(self.interactor, getattr(vtk.vtkCommand, event), view)
+        view.interactor.SetEventInformation(pixel[0], pixel[1], control, shift, "\0", 0, key)
+        return self.effect.processInteractionEvents(view.interactor, getattr(vtk.vtkCommand, event), view)
 
     def click(self, view, world, **keys):
         pixel = view.pixel(world)
@@ -162,6 +161,30 @@ def test_click_in_every_slice_view(app, orientation):
     assert dice(app.mask(), app.balls[0]) > 0.7
     assert app.effect.controller.state.prompts[0]["ras_mm"] == pytest.approx(app.center(0), abs=0.5)
     assert "predicted overlap" in app.ui.statusLabel.text
+
+
+def test_clicks_in_a_layout_with_several_views_of_one_orientation(app):
+    app.start()
+    views = [qt_host.SliceView("Axial", app.center(0), name) for name in ("Red", "Red+", "Slice4")]
+    low, _, zoomed = views
+    low.mrmlSliceNode().JumpSliceByOffsetting(*np.subtract(app.center(0), (0, 0, 4)))
+    zoomed.mrmlSliceNode().SetFieldOfView(20.0, 20.0, 1.0)
+    for view in views:
+        app.click(view, app.center(0))
+    places = [prompt["ras_mm"] for prompt in app.effect.controller.state.prompts]
+    x, y, z = app.center(0)
+    np.testing.assert_allclose(places, [(x, y, z - 4), (x, y, z), (x, y, z)], atol=0.11)
+
+
+def test_click_in_a_view_that_is_a_part_of_its_window(app):
+    """So Slicer itself converts it: where a window is divided (light boxes of older Slicers), by its part."""
+    app.start()
+    view = qt_host.SliceView("Axial", app.center(0))
+    x, y = view.pixel(app.center(0))
+    view._renderer.SetViewport(0.5, 0.0, 1.0, 1.0)
+    app.send("LeftButtonPressEvent", view, (x + 150, y))
+    app.settle()
+    np.testing.assert_allclose(app.effect.controller.state.prompts[0]["ras_mm"], app.center(0), atol=0.5)
 
 
 def test_sign_by_button_key_and_modifier(app):
@@ -274,6 +297,66 @@ def test_click_in_the_3d_view(app):
     expected = np.add(app.center(0), (0, -5, 0))  # a millimetre behind the surface
     assert app.effect.controller.state.prompts[0]["ras_mm"] == pytest.approx(expected, abs=0.6)
     assert dice(app.mask(), app.balls[0]) > 0.7
+
+
+def test_a_volume_rendering_is_clicked_where_it_becomes_opaque(app):
+    app.start()
+    view = qt_host.ThreeDView()
+    opacity = vtk.vtkPiecewiseFunction()
+    for value, at in ((100, 0.0), (200, 0.9)):
+        opacity.AddPoint(value, at)
+    mapper = vtk.vtkFixedPointVolumeRayCastMapper()
+    mapper.SetInputData(app.volume.GetImageData())
+    rendered = vtk.vtkVolume()
+    rendered.SetMapper(mapper)
+    rendered.GetProperty().SetScalarOpacity(opacity)
+    view._renderer.AddVolume(rendered)
+    camera = view._renderer.GetActiveCamera()
+    camera.SetFocalPoint(*app.center(1))
+    camera.SetPosition(*np.add(app.center(1), (0, -200, 0)))
+    camera.SetViewUp(0, 0, 1)
+    view._renderer.ResetCameraClippingRange()
+    for pixel in ((150, 150), (295, 295)):
+        app.send("LeftButtonPressEvent", view, pixel)
+        app.send("LeftButtonReleaseEvent", view, pixel)
+        app.settle()
+    assert "Nothing is there" in app.ui.statusLabel.text and "d9534f" not in app.ui.statusLabel.styleSheet, "gently"
+    (prompt,) = app.effect.controller.state.prompts
+    assert prompt["ras_mm"] == pytest.approx(np.add(app.center(1), (0, -6, 0)), abs=1.0)
+    assert app.mask().any()
+    view._renderer.RemoveVolume(rendered)
+    lines = vtk.vtkOutlineSource()
+    lines.SetBounds(0, 40, 0, 36, 0, 30)
+    box = vtk.vtkActor()
+    box.SetMapper(vtk.vtkPolyDataMapper())
+    box.GetMapper().SetInputConnection(lines.GetOutputPort())
+    box.GetMapper().Update()
+    view._renderer.AddActor(box)
+    x, y, z = (0.0, 0.0, 0.0)
+    view._renderer.SetWorldPoint(x, y, z, 1.0)
+    view._renderer.WorldToDisplay()
+    corner = tuple(round(v) for v in view._renderer.GetDisplayPoint()[:2])
+    app.send("LeftButtonPressEvent", view, corner)
+    app.send("LeftButtonReleaseEvent", view, corner)
+    assert len(app.effect.controller.state.prompts) == 1, "the lines around the view are nothing to click on"
+
+
+def test_preview_in_the_3d_view_is_a_surface_that_the_pointer_does_not_hit(app):
+    app.start()
+    view = qt_host.ThreeDView()
+    app.send("KeyPressEvent", view, key="a")
+    app.effect.controller.preview(app.center(0), in_3d=True)
+    app.settle()
+    node = app.effect.controller._preview.node
+    assert node.GetDisplayNode().GetVisibility3D() and not node.GetSelectable()
+    surface = node.GetSegmentation().GetSegment("preview").GetRepresentation("Closed surface")
+    assert surface.GetCenter() == pytest.approx(app.center(0), abs=1.0)
+    app.send("MouseMoveEvent", view, (5, 5))
+    assert not node.GetDisplayNode().GetVisibility(), "gone where there is nothing under the pointer"
+    slice_view = qt_host.SliceView("Axial", app.center(0))
+    app.send("MouseMoveEvent", slice_view, slice_view.pixel(app.center(0)))
+    app.settle()
+    assert node.GetDisplayNode().GetVisibility() and not node.GetDisplayNode().GetVisibility3D()
 
 
 def test_each_segment_shows_its_own_points(app):
