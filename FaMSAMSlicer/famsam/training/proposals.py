@@ -56,7 +56,7 @@ class ProposalTraining:
     """Crops whose features are kept (about 1.5 MB each)."""
     validation_crops: int = 16
     """Crops set aside to judge the head on."""
-    learning_rate: float = 4e-3
+    learning_rate: float = 2e-3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -180,11 +180,12 @@ def _draw(model: Famsam, source: Source, config: ProposalTraining, number: int) 
     for _ in range(MOST_DRAWS):
         sample = source(config.size, dice)
         crop = model.normalise(sample.image_ZYX[None, None], sample.inside_ZYX[None, None])
-        coarse = []
+        coarse: List[Tensor] = []
         for structure in draw_targets(sample, config.structures, dice):
             target = F.avg_pool3d(structure[None, None].float(), MASK_STRIDE)[0]
-            large = int((target > 0.5).sum()) >= LEAST_COARSE_VOXELS
-            if large and dice.chance(0.05 + visibility(crop[0, 0], structure)):
+            if int((target > 0.5).sum()) < LEAST_COARSE_VOXELS or any(torch.equal(target, other) for other in coarse):
+                continue
+            if dice.chance(0.05 + visibility(crop[0, 0], structure)):
                 coarse.append(target)
         if coarse:
             break
