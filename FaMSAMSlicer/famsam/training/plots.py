@@ -15,6 +15,8 @@ from .synthetic import synthetic_sample
 from .targets import draw_targets
 from .trainer import read_log
 
+GALLERY_COLUMNS = 8
+
 
 def learning_curve(run_directory: Union[str, Path]) -> Optional[Path]:
     """Draw ``curve.png`` from a run's log: loss, and Dice after 1, 3 and 5 clicks on the validation crops.
@@ -89,20 +91,25 @@ def gallery(path: Union[str, Path], count: int, size: int, seed: int, device: to
     """
     if count < 1 or size < 16 or size % 2:
         raise ConfigError(f"Expected at least 1 sample with an even edge of at least 16 voxels, got {count}, {size}.")
-    figure = _figure((1.6 * count, 5))
-    rows = figure.subplots(3, count, squeeze=False)
-    for column in range(count):
-        sample = synthetic_sample(size, seed + column, device)
+    columns = min(count, GALLERY_COLUMNS)
+    bands = -(-count // columns)
+    figure = _figure((1.6 * columns, 5 * bands))
+    panels = figure.subplots(3 * bands, columns, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
+    for number in range(count):
+        sample = synthetic_sample(size, seed + number, device)
         image = contrast_limited_equalisation(sample.image_ZYX[None, None], sample.inside_ZYX[None, None])[0, 0]
-        targets = draw_targets(sample, 3, Dice(seed + column, device))
+        targets = draw_targets(sample, 3, Dice(seed + number, device))
         outlines = sum((t.long() * (i + 1) for i, t in enumerate(targets)), torch.zeros_like(sample.labels_ZYX))
         busy = outlines.flatten(1).bool().sum(1)
         plane = int(busy.argmax()) if bool(busy.any()) else size // 2
-        _show(rows[0, column], image[plane], "gray", (-1, 1))
-        _show(rows[1, column], sample.labels_ZYX[plane] % 20, "tab20", (0, 19))
-        _show(rows[2, column], outlines[plane], "viridis", (0, 3))
-    for axes, label in zip(rows[:, 0], ("image", "anatomy", "targets")):
-        axes.set_ylabel(label)
+        shown = panels[3 * (number // columns) :, number % columns]
+        _show(shown[0], image[plane], "gray", (-1, 1))
+        _show(shown[1], sample.labels_ZYX[plane] % 20, "tab20", (0, 19))
+        _show(shown[2], outlines[plane], "viridis", (0, 3))
+    for row, axes in enumerate(panels[:, 0]):
+        axes.set_ylabel(("image", "anatomy", "targets")[row % 3])
     _saved(figure, Path(path))
 
 
@@ -128,6 +135,7 @@ def _saved(figure: Any, path: Path) -> Path:
 
 
 def _show(axes: Any, plane_YX: torch.Tensor, colours: str, limits: Tuple[float, float]) -> None:
+    axes.set_axis_on()
     axes.imshow(np.asarray(plane_YX.cpu()), cmap=colours, vmin=limits[0], vmax=limits[1], interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
