@@ -36,6 +36,7 @@ interface Tile {
 const SVG = "http://www.w3.org/2000/svg";
 const CLICK_TOLERANCE_PX = 4;
 const GHOST_MM = 6;
+const CROSSHAIR_PERCENT = 0.5;
 
 export class Viewer {
   readonly nv: Niivue;
@@ -56,7 +57,7 @@ export class Viewer {
     this.nv = new Niivue({
       backColor: this.backColour,
       crosshairColor: [1, 0.85, 0.2, 0.8],
-      crosshairWidth: 0.6,
+      crosshairWidth: CROSSHAIR_PERCENT,
       crosshairWidthUnit: "percent",
       crosshairGap: 6,
       show3Dcrosshair: true,
@@ -108,6 +109,7 @@ export class Viewer {
   }
 
   layout(name: Layout): void {
+    this.nv.opts.crosshairWidth = name === "all" ? CROSSHAIR_PERCENT : CROSSHAIR_PERCENT / 2; // of the view's width
     this.nv.setSliceType(LAYOUTS[name]);
   }
 
