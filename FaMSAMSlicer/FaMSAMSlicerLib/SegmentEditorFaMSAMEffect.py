@@ -22,7 +22,7 @@ from .settings import model_choice, server, set_server, settings
 from .spaces import Point3
 
 NAME = "FaM-SAM"
-POLL_MS = 15
+POLL_MS = 5
 FINISH_S = 2.0
 """So long a click that is being computed is waited for when the effect is left."""
 PREVIEW_KEY, SIGN_KEY = "a", "x"
@@ -49,6 +49,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         self._pressed_3d: Optional[Pixel] = None
         self._pressed_2d = False
         self._previewing = False
+        self._devices_shown: List[Tuple[str, str]] = []
 
     # --- what the Segment Editor asks ---
 
@@ -296,6 +297,10 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
     def _poll(self) -> None:
         if not self.controller.poll():
             self._timer.stop()
+            found = self.controller.engine.devices
+            if found and found != self._devices_shown:
+                self._devices_shown = found
+                self.panel.show_devices(found)
 
     def _observe(self, node: Any, event: int) -> None:
         self._observations.append((node, node.AddObserver(event, self._selection_changed)))

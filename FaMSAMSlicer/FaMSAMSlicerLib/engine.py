@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import platform
 import uuid
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -126,6 +127,8 @@ class Engine:
         self._load = load or _load_model
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="FaM-SAM")
         self._place = _Place()
+        self.devices: List[Tuple[str, str]] = []
+        """Where a model can run here, and what that is called; known once a model has been loaded on this machine."""
 
     def submit(self, request: Request) -> Future[Outcome]:
         """Queue a request; its future holds the outcome or the error."""
@@ -146,6 +149,8 @@ class Engine:
         model = self._place.model_for(choice, self._load)
         if scan is not None:
             self._place.session_for(scan, model)
+        if not choice.server:
+            self.devices = _devices()
         device, precision = getattr(model, "device", None), getattr(model, "precision", None)
         return " ".join(str(part) for part in (device, precision) if part is not None)
 
@@ -255,6 +260,14 @@ def _load_model(choice: ModelChoice) -> Any:
         return connection
     logger.info("famsam %s from %s", famsam.__version__, famsam.__file__)
     return famsam.load_model(choice.source, device=choice.device, precision=choice.precision)
+
+
+def _devices() -> List[Tuple[str, str]]:
+    import torch
+
+    found = [("cpu", platform.processor() or platform.machine())]
+    found += [(f"cuda:{index}", torch.cuda.get_device_name(index)) for index in range(torch.cuda.device_count())]
+    return found + ([("mps", platform.machine())] if torch.backends.mps.is_available() else [])
 
 
 @functools.lru_cache(maxsize=1)

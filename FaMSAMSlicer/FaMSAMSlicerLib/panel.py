@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Sequence, Tuple
 
 import qt
 import slicer
@@ -63,6 +63,18 @@ class Panel:
             if selector.findText(value) < 0:
                 selector.addItem(value)
             selector.setCurrentIndex(selector.findText(value))
+
+    def show_devices(self, found: Sequence[Tuple[str, str]]) -> None:
+        """Offer what was found on this machine, and what is chosen already."""
+        selector = self.ui.deviceSelector
+        chosen, names = selector.currentText, [device for device, _name in found]
+        selector.clear()
+        for device, name in (("auto", _("the graphics card if there is a usable one")), *found):
+            selector.addItem(device)
+            selector.setItemData(selector.count - 1, name, qt.Qt.ToolTipRole)
+        if chosen not in ("auto", *names):
+            selector.addItem(chosen)
+        selector.setCurrentIndex(selector.findText(chosen))
 
     def show_server(self, address: str, token: str) -> None:
         """Which server computes; the choices that are the server's then are greyed."""

@@ -1,4 +1,4 @@
-"""What a click would give, shown beside the segments without touching them: an outline, and in 3D a pale surface."""
+"""What a click would give, shown beside the segments without touching them: an outline, and in 3D a surface."""
 
 from __future__ import annotations
 
@@ -80,7 +80,6 @@ class Preview:
         node.CreateDefaultDisplayNodes()
         display = node.GetDisplayNode()
         display.SetSaveWithScene(False)
-        display.SetOpacity3D(0.5)
         display.SetVisibility2DFill(False)
         display.SetVisibility2DOutline(True)
         self._node = node

@@ -3,7 +3,7 @@
     python Testing/Benchmarks/bench_slicer.py [--threads 2] [--repeats 5] [--out FILE.json]
 
 The time of a click is taken from the call that the effect makes for it to the event on which Slicer's views redraw,
-with the application's poll of 15 ms in between; drawing is not in it. Each "first" is on a new image with the model
+with the application's poll of 5 ms in between; drawing is not in it. Each "first" is on a new image with the model
 loaded and the image taken in, as the effect has it done when it is activated.
 """
 
@@ -21,7 +21,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "FaMSAMSlicer"), str(ROOT / "Testing" / "Slicer")]
-POLL_S = 0.015
+POLL_S = 0.005
 SIZE_ZYX = (300, 512, 512)
 SPACING_XYZ_MM = (0.75, 0.75, 1.0)
 

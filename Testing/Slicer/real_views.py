@@ -63,6 +63,19 @@ class ViewWidget:
         interactor.MouseMoveEvent()
         interactor.LeaveEvent()
 
+    def move(self, x, y):
+        self.view.interactor().SetEventInformation(x, y, 0, 0)
+        self.view.interactor().MouseMoveEvent()
+
+    def key(self, key, event):
+        self.view.interactor().SetKeyEventInformation(0, 0, "\0", 0, key)
+        self.view.interactor().InvokeEvent(event)
+
+    def pixel_of(self, world):
+        matrix = vtk.vtkMatrix4x4()
+        vtk.vtkMatrix4x4.Invert(self.mrmlSliceNode().GetXYToRAS(), matrix)
+        return tuple(round(v) for v in matrix.MultiplyPoint((*world, 1.0))[:2])
+
     def pixels(self):
         self.view.render()
         grab = vtk.vtkWindowToImageFilter()
@@ -77,6 +90,67 @@ def changed(first, second):
     return int((np.abs(first.astype(int) - second).max(2) > 8).sum())
 
 
+REFORMATTED_CLICK = (30.0, 60.0, 30.0)  # in the body, beside the ball; on the slice that ``reformat`` shows
+
+
+def reformat(view, volume):
+    """Show the volume on an oblique slice through ``REFORMATTED_CLICK``."""
+    view.view.set_background_volume_id(volume.GetID())
+    view.view.fit_view_to_content()
+    turn = vtk.vtkTransform()
+    turn.Translate(*REFORMATTED_CLICK)
+    turn.RotateWXYZ(40, 1, 2, 3)
+    node = view.mrmlSliceNode()
+    node.GetSliceToRAS().DeepCopy(turn.GetMatrix())
+    node.UpdateMatrices()
+
+
+def preview_in_3d(effect, view, settle):
+    """While the key is held, a surface follows the pointer; the pointer does not hit that surface itself."""
+    place = SIZE[0] // 2 - 50, SIZE[1] // 2 - 40  # on the volume rendering, away from the points that are there
+    before, prompts = view.pixels(), len(effect.controller.state.prompts)
+    view.key("a", "KeyPressEvent")
+    picked = []
+    for _ in range(3):
+        view.move(*place)
+        picked.append(effect.controller._running.asked.steps[0].points[0])
+        settle()
+        view.pixels()
+    shown = view.pixels()
+    view.key("a", "KeyReleaseEvent")
+    return {
+        "3d_preview": changed(before, shown),
+        "3d_preview_picked": picked,
+        "3d_preview_prompts": len(effect.controller.state.prompts) - prompts,
+        "3d_preview_gone": changed(before, view.pixels()),
+    }
+
+
+def volume_rendering(app, effect, view, volume):
+    """Only the volume rendering is there to be clicked on: of the body, a cylinder of 35 mm around (45, 40)."""
+    display = app.volume_rendering.create_display_node(volume)
+    opacity, colors = vtk.vtkPiecewiseFunction(), vtk.vtkColorTransferFunction()
+    for value, at in ((0, 0.0), (80, 0.0), (120, 0.9), (500, 0.9)):
+        opacity.AddPoint(value, at)
+        colors.AddRGBPoint(value, 1.0, 0.8, 0.6)
+    display.GetVolumePropertyNode().SetScalarOpacity(opacity)
+    display.GetVolumePropertyNode().SetColor(colors)
+    view.view.reset_focal_point()
+    view.view.fit_view_to_content()
+    prompts = len(effect.controller.state.prompts)
+    view.pixels()
+    view.click(3, 3)
+    miss = effect.panel.ui.statusLabel.text
+    view.click(SIZE[0] // 2 + 50, SIZE[1] // 2 + 40)
+    effect.controller.finish(60)
+    return {
+        "vr_miss": miss,
+        "vr_prompts": len(effect.controller.state.prompts) - prompts,
+        "vr_place": effect.controller.state.prompts[-1]["ras_mm"],
+        "vr_message": effect.controller.status.message,
+    }
+
+
 def main(folder: Path) -> None:
     app = SlicerApp()
     app.view_manager.register_factory(DirectViewFactory(do_render_offscreen=True))
@@ -84,10 +158,11 @@ def main(folder: Path) -> None:
         ViewWidget(app.view_manager.create_view(definition), class_name)
         for definition, class_name in (
             (ViewLayoutDefinition.axial_view(), "qMRMLSliceWidget"),
+            (ViewLayoutDefinition.coronal_view(), "qMRMLSliceWidget"),
             (ViewLayoutDefinition.threed_view(), "qMRMLThreeDWidget"),
         )
     ]
-    slice_view, threed_view = views
+    slice_view, reformatted_view, threed_view = views
     for widget in views:
         widget.view.update_size(*SIZE)
 
@@ -135,11 +210,12 @@ def main(folder: Path) -> None:
     for widget in views:
         widget.observe(effect)
 
-    def pixel_of(world):
-        matrix = vtk.vtkMatrix4x4()
-        vtk.vtkMatrix4x4.Invert(slice_view.mrmlSliceNode().GetXYToRAS(), matrix)
-        return tuple(round(v) for v in matrix.MultiplyPoint((*world, 1.0))[:2])
+    def settle():
+        controller = effect.controller
+        while controller.poll():
+            controller._running.future.exception(timeout=60)
 
+    pixel_of = slice_view.pixel_of
     result = {}
     before = slice_view.pixels()
     slice_view.click(*pixel_of((42.0, 36.0, 30.0)))
@@ -159,6 +235,15 @@ def main(folder: Path) -> None:
     shown = slice_view.pixels()
     Image.fromarray(shown).save(folder / "slice_view.png")
 
+    reformat(reformatted_view, volume)
+    before = reformatted_view.pixels(), slice_view.pixels()
+    reformatted_view.click(*reformatted_view.pixel_of(REFORMATTED_CLICK))
+    effect.controller.finish(60)
+    result["reformatted_click"] = changed(before[0], reformatted_view.pixels())
+    result["reformatted_click_in_the_other_view"] = changed(before[1], slice_view.pixels())
+    result["reformatted_place"] = effect.controller.state.prompts[-1]["ras_mm"]
+    editor.undo()
+
     segmentation.CreateClosedSurfaceRepresentation()
     segmentation.GetDisplayNode().SetVisibility3D(True)
     threed_view.view.reset_focal_point()
@@ -174,6 +259,10 @@ def main(folder: Path) -> None:
     result["3d_click"] = changed(before_3d, after_3d)
     result["3d_prompts"] = len(effect.controller.state.prompts) - prompts
     Image.fromarray(after_3d).save(folder / "threed_view.png")
+
+    segmentation.GetDisplayNode().SetVisibility3D(False)
+    result.update(volume_rendering(app, effect, threed_view, volume))
+    result.update(preview_in_3d(effect, threed_view, settle))
     editor.setActiveEffect(None)
     engine.close()
     (folder / "result.json").write_text(json.dumps(result))

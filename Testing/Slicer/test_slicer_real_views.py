@@ -60,3 +60,23 @@ def test_click_in_the_slice_view(result):
 def test_click_in_the_3d_view(result):
     assert "Nothing is there" in result["3d_miss"]
     assert result["3d_prompts"] == 1 and result["3d_click"] > 50
+
+
+def test_click_in_a_reformatted_view(result):
+    assert result["reformatted_place"] == pytest.approx([30.0, 60.0, 30.0], abs=0.5)
+    assert result["reformatted_click"] > 2000 and result["reformatted_click_in_the_other_view"] > 2000
+
+
+def test_preview_in_the_3d_view(result):
+    assert result["3d_preview"] > 1000 and result["3d_preview_prompts"] == 0
+    first, *others = result["3d_preview_picked"]
+    for other in others:
+        assert other == pytest.approx(first, abs=1e-6), "the preview itself is not in the pointer's way"
+    assert result["3d_preview_gone"] == 0
+
+
+def test_click_on_the_volume_rendering(result):
+    assert "Nothing is there" in result["vr_miss"]
+    assert result["vr_prompts"] == 1 and result["vr_message"] == "Ready"
+    r, a, _s = result["vr_place"]
+    assert (r - 45) ** 2 + (a - 40) ** 2 == pytest.approx(34**2, rel=0.1), "a millimetre behind the body's surface"

@@ -399,6 +399,21 @@ def test_model_choice_is_kept_and_a_bad_file_is_one_message(app, monkeypatch):
     assert app.ui.modelFile.currentPath == "/nowhere/weights.pth"
 
 
+def test_the_devices_that_were_found_are_offered(app, monkeypatch):
+    import torch
+    from FaMSAMSlicerLib.settings import settings
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"card {index}")
+    settings().device = "cuda:3"
+    app.start()
+    selector = app.ui.deviceSelector
+    offered = [selector.itemText(i) for i in range(selector.count)]
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    assert offered == ["auto", "cpu", "cuda:0", *mps, "cuda:3"] and selector.currentText == "cuda:3"
+    assert selector.itemData(2, QtCore.Qt.ToolTipRole) == "card 0"
+
+
 def test_missing_packages_are_named_and_asked_for(app, monkeypatch):
     from FaMSAMSlicerLib import requirements
 
