@@ -34,7 +34,7 @@ def test_every_curve_has_its_points(found):
     assert found["volumes_left_out"] == []
     growth = found["last_fifth_over_first"]
     points = [row["click_ms"] for row in found["points"]]
-    assert growth["click by points"] == pytest.approx(points[-1] / points[0], rel=0.01)
+    assert growth["next click by points"] == pytest.approx(points[-1] / points[1], rel=0.01)
 
 
 def test_a_scan_that_does_not_fit_is_left_out_and_named(model, monkeypatch):

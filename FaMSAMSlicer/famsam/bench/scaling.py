@@ -74,7 +74,7 @@ def time_scaling(model: PromptableModel, options: ScalingOptions, progress: Call
         "decode_by_points": decode,
         "segments": by_segments,
         "last_fifth_over_first": {
-            "click by points": _growth([row["click_ms"] for row in by_points]),
+            "next click by points": _growth([row["click_ms"] for row in by_points[1:] or by_points]),
             **{f"{what} by segments": _growth([row[f"{what}_ms"] for row in by_segments]) for what in PER_SEGMENT},
         },
     }
