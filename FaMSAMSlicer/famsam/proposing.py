@@ -1,8 +1,8 @@
 """Candidate masks without any prompt: the proposal head's coarse masks, refined by the decoder and ranked.
 
 The whole scan is looked at once from afar, and piece by piece at half that distance, as far as there is something to
-gain. In each view the best coarse masks that differ go to the decoder as dense prompts; of candidates that are nearly
-the same, over all views, the one that the model trusts most stays.
+gain. In each view the best coarse masks that differ go to the decoder as dense prompts, each with the seed that it
+has grown from; of candidates that are nearly the same, over all views, the one that the model trusts most stays.
 """
 
 from __future__ import annotations
@@ -10,24 +10,21 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any, List, Tuple
+from typing import List, Tuple
 
-import cc3d
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
 from .compact_mask import CompactMask
 from .errors import ConfigError
 from .geometry import Box, CanonicalFrame, box_slices, union
+from .model.prompt_maps import POSITIVE
 from .model.proposal_head import pick_seeds
 from .resample import CropBox
 from .runtime import autocast
 from .segmenter import Prompts, Segmenter
-
-NO_PROMPTS = Prompts(np.zeros((0, 3)), ())
 
 
 @dataclass(frozen=True)
@@ -40,7 +37,7 @@ class ProposalOptions:
     """At most so many views are looked at; the first one shows the whole scan."""
     per_view: int = 8
     """At most so many coarse masks of a view are refined."""
-    least_quality: float = 0.2
+    least_quality: float = 0.1
     """Candidates of which the model predicts a smaller IoU are left out."""
     overlap: float = 0.6
     """Of two candidates that overlap (IoU) by more, the better one stays."""
@@ -123,21 +120,19 @@ def _candidates_in(view: CropBox, segmenter: Segmenter, options: ProposalOptions
     embedding = segmenter.embedding(view)
     with autocast(model.device, model.precision):
         maps = model.propose(embedding)
-    _, coarse_Szyx = pick_seeds(maps, options.per_view)
+    everywhere_N = torch.arange(maps.quality_Bzyx[0].numel(), device=model.device)
+    places_N3 = view.points_from_crop(maps.seed_positions(everywhere_N[None])[0].cpu().numpy(), segmenter.grid)
+    in_scan_N = np.all((places_N3 > -0.5) & (places_N3 < np.asarray(segmenter.grid.size_zyx) - 0.5), axis=1)
+    seeds_S, coarse_Szyx = pick_seeds(maps, options.per_view, torch.from_numpy(in_scan_N).to(model.device))
+    empty = CompactMask.empty(segmenter.grid.size_zyx)
     found = []
-    for coarse_zyx in coarse_Szyx:
+    for place_3, coarse_zyx in zip(places_N3[seeds_S.cpu().numpy()], coarse_Szyx):
         dense = F.interpolate(coarse_zyx[None, None], size=(model.mask_size,) * 3, mode="trilinear").clamp(-6, 6)
-        logits, quality = segmenter.decode(embedding, view, NO_PROMPTS, dense)
+        seed = Prompts(place_3[None], (POSITIVE,))
+        logits, quality = segmenter.decode(embedding, view, seed, dense)
         quality = model.calibration.iou(quality)
-        mask = segmenter.pasted(CompactMask.empty(segmenter.grid.size_zyx), view, _largest_piece(logits))
+        mask = segmenter.pasted(empty, view, segmenter.own_pieces(logits, view, seed, empty, empty))
         if quality >= options.least_quality and mask.box_zyx and mask.voxels().sum() >= options.least_voxels:
             found.append((quality, mask))
     return found
 
-
-def _largest_piece(logits: Tensor) -> Tensor:
-    """Logits that are positive in the largest connected piece only."""
-    foreground: Any = (logits[0, 0] > 0).cpu().numpy()
-    largest = cc3d.largest_k(foreground, k=1, connectivity=26) > 0
-    others = torch.from_numpy(np.ascontiguousarray(foreground & ~largest)).to(logits.device)
-    return logits.masked_fill(others[None, None], -6.0)

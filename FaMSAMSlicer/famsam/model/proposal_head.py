@@ -99,17 +99,17 @@ class ProposalHead(nn.Module):
 
 
 def pick_seeds(
-    maps: ProposalMaps, most: int, least_quality: float = 0.05, overlap: float = 0.5
+    maps: ProposalMaps, most: int, allowed_N: Tensor, least_quality: float = 0.05, overlap: float = 0.5
 ) -> Tuple[Tensor, Tensor]:
     """The best seeds of the first crop whose coarse masks differ.
 
     The best seed is taken, then the best one whose mask overlaps (IoU) with none taken by more than ``overlap``, and so
-    on; seeds that promise less than ``least_quality`` are not looked at.
+    on; seeds that are not allowed (N bool, flat) or promise less than ``least_quality`` are not looked at.
 
     Returns:
         seeds_S: flat indices, best first; coarse logits (S, z, y, x).
     """
-    quality_N = maps.quality_Bzyx[0].flatten().sigmoid()
+    quality_N = maps.quality_Bzyx[0].flatten().sigmoid() * allowed_N
     order_N = quality_N.argsort(descending=True, stable=True)
     order_N = order_N[quality_N[order_N] >= least_quality][: 16 * most]
     size = maps.features_BCzyx.shape[2:]

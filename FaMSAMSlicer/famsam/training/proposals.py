@@ -148,7 +148,7 @@ def proposal_scores(model: Famsam, crops: Sequence[_Crop], most: int = 10) -> Di
     best, seeded = [], []
     for crop in crops:
         maps = _maps(model, [crop])
-        _, logits = pick_seeds(maps, most)
+        _, logits = pick_seeds(maps, most, torch.ones_like(maps.quality_Bzyx[0], dtype=torch.bool).flatten())
         middles = torch.tensor([int(cells[len(cells) // 2]) for cells in crop.cells], device=logits.device)
         own = maps.coarse_logits(middles[None])[0]
         for target_zyx, logits_zyx in zip(crop.targets_Tzyx.float(), own):
@@ -196,7 +196,8 @@ def _draw(model: Famsam, source: Source, config: ProposalTraining, number: int) 
         embedding = model.encode(crop)
     shares_TN = F.avg_pool3d(targets, SEED_STRIDE // MASK_STRIDE).flatten(1)
     cells = [torch.nonzero(share >= 0.9 * share.max())[:, 0] for share in shares_TN]  # well inside
-    nothing = F.avg_pool3d((sample.labels_ZYX == 0)[None, None].float(), SEED_STRIDE).flatten()
+    background = (sample.labels_ZYX == 0) & sample.inside_ZYX
+    nothing = F.avg_pool3d(background[None, None].float(), SEED_STRIDE).flatten()
     features = tuple(t[0].to(torch.float16) for t in _inputs(embedding))
     return _Crop(features, targets[:, 0].to(torch.float16), cells, torch.nonzero(nothing == 1)[:, 0])
 

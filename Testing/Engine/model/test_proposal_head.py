@@ -19,6 +19,8 @@ TINY = FamsamConfig(
 )
 TINY_WITH_HEAD = FamsamConfig(**{**vars(TINY), "proposals": True})
 
+EVERYWHERE = torch.ones(64, dtype=torch.bool)
+
 
 def gaussian_maps(quality, bias=2.0, shift=(0.0, 0.0, 0.0), spread=-1.0, grid=4):
     """Maps of a crop of 8 * grid voxels whose masks are balls around the seeds, displaced by ``shift`` usual radii."""
@@ -70,14 +72,15 @@ def test_the_best_seeds_that_differ_are_picked():
     best, beside, far = (0, 0, 0), (0, 0, 1), (3, 3, 3)
     quality[0][best], quality[0][beside], quality[0][far] = 2.0, 1.0, 0.0
     wide = gaussian_maps(quality, spread=-0.5)
-    seeds, logits = pick_seeds(wide, most=5, overlap=0.4)
+    seeds, logits = pick_seeds(wide, 5, EVERYWHERE, overlap=0.4)
     assert seeds.tolist() == [0, 63], "the one beside covers the same; the others promise nothing"
     assert logits.shape == (2, 8, 8, 8)
     narrow = gaussian_maps(quality, spread=-1.5)
-    assert pick_seeds(narrow, most=5)[0].tolist() == [0, 1, 63]
-    assert pick_seeds(narrow, most=2)[0].tolist() == [0, 1]
-    assert len(pick_seeds(narrow, most=5, least_quality=0.99)[0]) == 0
-    assert len(pick_seeds(gaussian_maps(quality, bias=-1.0), most=5)[0]) == 0, "empty masks propose nothing"
+    assert pick_seeds(narrow, 5, EVERYWHERE)[0].tolist() == [0, 1, 63]
+    assert pick_seeds(narrow, 2, EVERYWHERE)[0].tolist() == [0, 1]
+    assert pick_seeds(narrow, 5, torch.arange(64) > 0)[0].tolist() == [1, 63], "only where seeds are allowed"
+    assert len(pick_seeds(narrow, 5, EVERYWHERE, least_quality=0.99)[0]) == 0
+    assert len(pick_seeds(gaussian_maps(quality, bias=-1.0), 5, EVERYWHERE)[0]) == 0, "empty masks propose nothing"
 
 
 @pytest.mark.parametrize("size", [64, 128])
