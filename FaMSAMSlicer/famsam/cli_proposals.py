@@ -29,7 +29,7 @@ def propose(args: argparse.Namespace) -> Tuple[Dict[str, Any], List[str]]:
     from .volume import read_volume, write_mask
 
     options = ProposalOptions(most=args.most, views=args.views)
-    session = Session(load_model(args.model, args.device, args.precision))
+    session = Session(load_model(args.model, args.device, args.precision, paused_share=args.pause))
     volume = sample_volume() if args.image == "sample" else read_volume(args.image)
     session.set_image(volume)
     candidates = session.propose(options)
