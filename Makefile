@@ -1,21 +1,21 @@
-# Three commands do everything: `make view`, `make demo` and `make test`. Each makes its own virtual environment first.
+# Two commands do everything: `make demo` and `make test`. Each makes its own virtual environment first.
 
 PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 SHARED_THREADS = OMP_NUM_THREADS=2
 
-.PHONY: view demo test engine-test slicer-test viewer-test lint clean
+.PHONY: demo view test engine-test slicer-test viewer-test lint clean
 
-# The sample in the browser, or `make view SCAN=scan.nii.gz`; without a screen it prints the address to open elsewhere.
-view: $(VENV)/.demo
-	$(VENV)/bin/famsam view $(if $(SCAN),"$(SCAN)")
-
-# The same without a browser: one click on the sample, and a picture of what it found.
+# One click on the sample and a picture of what it found; then, where there is a screen, the page to go on clicking.
 demo: $(VENV)/.demo
 	mkdir -p out
 	$(VENV)/bin/famsam segment sample -o out/ventricle.nii.gz --point=10,-15,24 --picture out/ventricle.png
-	@echo 'To click yourself, in the browser: make view   (your own scan: make view SCAN=scan.nii.gz)'
+	$(VENV)/bin/famsam view --if-screen
+
+# The page alone, or with a scan of one's own: `make view SCAN=scan.nii.gz`; without a screen it prints the address.
+view: $(VENV)/.demo
+	$(VENV)/bin/famsam view $(if $(SCAN),"$(SCAN)")
 
 test: $(VENV)/.test lint engine-test slicer-test viewer-test
 

@@ -68,6 +68,7 @@ def add_view_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("image", nargs="?", help="the scan: a file or a DICOM folder; without it, the sample")
     parser.add_argument("--port", type=int, help=f"by default {DEFAULT_PORT}, or a free one where that is taken")
     parser.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
+    parser.add_argument("--if-screen", action="store_true", help="end at once where there is no screen to open it on")
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -123,6 +124,9 @@ def view(args: argparse.Namespace) -> int:
     """
     if args.image is not None and not Path(args.image).exists():
         raise ConfigError(f"there is no file or folder {args.image!r}")
+    if args.if_screen and not _has_screen():
+        _say("There is no screen here, so the page is not opened; famsam view serves it to another machine's browser.")
+        return 0
     token = secrets.token_urlsafe(24)
     args.allow_host, args.tls_certificate, args.tls_key = [], None, None
     server = Server(args, host="127.0.0.1", port=_view_port(args), token=token, limits=Limits(), paths_allowed=True)

@@ -67,20 +67,31 @@ def test_a_missing_image_is_told() -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="ends the server as Ctrl+C does, which POSIX can send to a child")
+VIEW = (
+    "import argparse, sys; from famsam.server.command import add_view_arguments, view; "
+    "parser = argparse.ArgumentParser(); add_view_arguments(parser); sys.exit(view(parser.parse_args()))"
+)
+
+
+def environment_without_screen() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
+    return {**kept, "SSH_CONNECTION": "192.0.2.1 50000 192.0.2.2 22", "PYTHONPATH": str(ROOT / "FaMSAMSlicer")}
+
+
+def test_view_if_screen_ends_at_once_without_one() -> None:
+    command = [sys.executable, "-c", VIEW, "--if-screen"]
+    done = subprocess.run(command, env=environment_without_screen(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "no screen" in done.stdout and "http" not in done.stdout, done.stderr
+
+
 def test_view_prints_an_address_that_opens_the_image(model: Any, tmp_path: Path) -> None:
     weights, scan, scratch = tmp_path / "weights.safetensors", tmp_path / "scan.nii", tmp_path / "scratch"
     save_model(model, weights)
     scan.write_bytes(nifti_bytes(ball_zyx()))
     scratch.mkdir()
-    code = (
-        "import argparse, sys; from famsam.server.command import add_view_arguments, view; "
-        "parser = argparse.ArgumentParser(); add_view_arguments(parser); sys.exit(view(parser.parse_args()))"
-    )
-    without_screen = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    without_screen["SSH_CONNECTION"] = "192.0.2.1 50000 192.0.2.2 22"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(scan), "--port", "0", "--model", str(weights)],
-        env={**without_screen, "PYTHONPATH": str(ROOT / "FaMSAMSlicer"), "TMPDIR": str(scratch)},
+        [sys.executable, "-c", VIEW, str(scan), "--port", "0", "--model", str(weights)],
+        env={**environment_without_screen(), "TMPDIR": str(scratch)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
