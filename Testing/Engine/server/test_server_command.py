@@ -66,7 +66,6 @@ def test_a_missing_image_is_told() -> None:
         view(parser.parse_args(["nothing-of-this-name.nii"]))
 
 
-@pytest.mark.skipif(os.name == "nt", reason="ends the server as Ctrl+C does, which POSIX can send to a child")
 VIEW = (
     "import argparse, sys; from famsam.server.command import add_view_arguments, view; "
     "parser = argparse.ArgumentParser(); add_view_arguments(parser); sys.exit(view(parser.parse_args()))"
@@ -84,6 +83,7 @@ def test_view_if_screen_ends_at_once_without_one() -> None:
     assert done.returncode == 0 and "no screen" in done.stdout and "http" not in done.stdout, done.stderr
 
 
+@pytest.mark.skipif(os.name == "nt", reason="ends the server as Ctrl+C does, which POSIX can send to a child")
 def test_view_prints_an_address_that_opens_the_image(model: Any, tmp_path: Path) -> None:
     weights, scan, scratch = tmp_path / "weights.safetensors", tmp_path / "scan.nii", tmp_path / "scratch"
     save_model(model, weights)
