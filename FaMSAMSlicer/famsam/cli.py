@@ -276,6 +276,7 @@ def _parser() -> argparse.ArgumentParser:
     p = _command(commands, "propose", _propose, "masks of what there is to segment, without a click",
                  "famsam propose scan.nii.gz -o candidates/ --model with-proposals.safetensors")
     add_propose_arguments(p)
+    _pause_option(p)
     _model_options(p)
 
     p = _command(commands, "evaluate", _evaluate, "measure accuracy and latency with simulated clicks",

@@ -141,7 +141,7 @@ def test_the_command_writes_masks_and_pictures(model, tmp_path, capsys):
     save_model(model, tmp_path / "model.safetensors")
     fixed = ["propose", str(tmp_path / "scan.nii.gz"), "-o", str(tmp_path / "out"), "--device", "cpu"]
     fixed += ["--precision", "fp32", "--model", str(tmp_path / "model.safetensors"), "--json"]
-    assert cli.main([*fixed, "--most", "2"]) == 0
+    assert cli.main([*fixed, "--most", "2", "--pause", "0"]) == 0
     rows = json.loads(capsys.readouterr().out)["candidates"]
     expected = session_of(model, read_volume(tmp_path / "scan.nii.gz")).propose(ProposalOptions(most=2))
     assert len(rows) == len(expected) > 0
