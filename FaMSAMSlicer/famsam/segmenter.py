@@ -7,7 +7,6 @@ depends only on the scan, the prompts and the prediction before it, never on wha
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional, Sequence, Tuple
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .compact_mask import CompactMask
+from .embeddings import Embeddings
 from .geometry import Box, Grid, bounding_box, box_slices, union
 from .model.base import Embedding, PromptableModel
 from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE
@@ -82,15 +82,21 @@ class Prediction:
 
 
 class Segmenter:
-    """A model looking at one scan."""
+    """A model looking at one scan; ``embeddings`` are those that others who look at it through the same model share."""
 
-    def __init__(self, model: PromptableModel, volume: Volume, options: Optional[SegmenterOptions] = None) -> None:
+    def __init__(
+        self,
+        model: PromptableModel,
+        volume: Volume,
+        options: Optional[SegmenterOptions] = None,
+        embeddings: Optional[Embeddings] = None,
+    ) -> None:
         self.model, self.options = model, options or SegmenterOptions()
         frame = volume.canonical
         self.grid = frame.grid
         self.voxels_zyx = frame.to_canonical(volume.voxels_zyx)
         self.chooser = ViewChooser(self.grid, self.options.views, model.spacing_mm, model.crop_size)
-        self._embeddings: OrderedDict[CropBox, Embedding] = OrderedDict()
+        self._embeddings = Embeddings(self.options.cached_embeddings) if embeddings is None else embeddings
         self._timings = _no_timings()
 
     def start(self, mask: Optional[CompactMask] = None) -> Prediction:
@@ -201,18 +207,16 @@ class Segmenter:
 
     def embedding(self, view: CropBox) -> Embedding:
         """What the encoder makes of a view, from the cache or anew."""
-        if view in self._embeddings:
-            self._embeddings.move_to_end(view)
-            return self._embeddings[view]
+        kept = self._embeddings.get(view)
+        if kept is not None:
+            return kept
         with _Clock(self._timings, "crop"):
             crop, inside = extract_crop(self.voxels_zyx, self.grid, view)
             crop, inside = crop[None, None].to(self.model.device), inside[None, None].to(self.model.device)
             crop = self._oriented(self.model.normalise(crop, inside))
         with _Clock(self._timings, "encode"), autocast(self.model.device, self.model.precision):
             embedding = self.model.encode(crop)
-        self._embeddings[view] = embedding
-        while len(self._embeddings) > self.options.cached_embeddings:
-            self._embeddings.popitem(last=False)
+        self._embeddings.keep(view, embedding)
         return embedding
 
     def decode(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .compact_mask import CompactMask
+from .embeddings import Embeddings
 from .errors import PromptError, SessionError
 from .geometry import Box, box_slices
 from .history import Recall, State
@@ -114,11 +115,17 @@ class Session:
 
     # --- the scan ---
 
-    def set_image(self, volume: Volume) -> None:
-        """Begin with a scan; prompts, mask and history of an earlier one are gone."""
+    def set_image(self, volume: Volume, embeddings: Optional[Embeddings] = None) -> None:
+        """Begin with a scan; prompts, mask and history of an earlier one are gone.
+
+        Args:
+            volume: the scan.
+            embeddings: shared with other sessions of the same model on the same scan, so that each view is encoded
+                once for all of them; by default the session's own. Masks do not depend on it.
+        """
         if not isinstance(volume, Volume):
             raise SessionError(f"Expected a famsam.Volume (see famsam.read_volume), got {type(volume).__name__}.")
-        segmenter = Segmenter(self.model, volume, self.options)
+        segmenter = Segmenter(self.model, volume, self.options, embeddings)
         start = segmenter.start()
         self._volume, self._segmenter = volume, segmenter
         self._history, self._at, self._previewed = [State(start.mask, (), (start,))], 0, None

@@ -1,0 +1,49 @@
+"""Encoded views of a scan, kept for the next click."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Iterator, Optional
+
+if TYPE_CHECKING:
+    from .model.base import Embedding
+    from .resample import CropBox
+
+
+class Embeddings:
+    """What one model makes of some views of one scan; several sessions, also in several threads, may share it.
+
+    Args:
+        most: so many are kept, the least recently used ones dropped first.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._kept: OrderedDict[CropBox, Embedding] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, view: CropBox) -> Optional[Embedding]:
+        """What is kept of a view."""
+        with self._lock:
+            found = self._kept.get(view)
+            if found is not None:
+                self._kept.move_to_end(view)
+            return found
+
+    def keep(self, view: CropBox, embedding: Embedding) -> None:
+        """Keep what was made of a view."""
+        with self._lock:
+            self._kept[view] = embedding
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+
+    def __contains__(self, view: object) -> bool:
+        return view in self._kept
+
+    def __iter__(self) -> Iterator[CropBox]:
+        with self._lock:
+            return iter(tuple(self._kept))
+
+    def __len__(self) -> int:
+        return len(self._kept)
