@@ -59,6 +59,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/model/famsam.py
   famsam/model/famsam_encoder.py
   famsam/model/fusion_decoder.py
+  famsam/model/int8.py
   famsam/model/prompt_maps.py
   famsam/model/proposal_head.py
   famsam/model/registry.py
@@ -114,6 +115,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/training/team.py
   famsam/training/trainer.py
   famsam/uncertainty.py
+  famsam/uncertainty_map.py
   famsam/views.py
   famsam/volume.py
   )

@@ -21,7 +21,8 @@ from .model.base import PromptableModel
 from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE
 from .proposing import Candidate, ProposalOptions, candidates_of
 from .segmenter import Prediction, Prompts, Segmenter, SegmenterOptions
-from .uncertainty import Uncertainty, uncertainty_of
+from .uncertainty import uncertainty_of
+from .uncertainty_map import Uncertainty
 from .volume import Volume
 
 Point3 = Sequence[float]

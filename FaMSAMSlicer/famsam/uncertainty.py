@@ -6,7 +6,7 @@ itself, and only the small decoder runs again: a handful of times, with clicks w
 
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from typing import Sequence
 
 import numpy as np
 import torch
@@ -15,40 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .compact_mask import CompactMask
-from .geometry import Box, CanonicalFrame
+from .geometry import CanonicalFrame
 from .model.calibration import logit
 from .resample import CropBox, paste_logits, sample_logits
 from .segmenter import Prediction, Prompts, Segmenter
+from .uncertainty_map import Uncertainty
 
 LEAST_PROBABILITY = 0.01
 """Outside of the box of a map no voxel is more probable than this, as far as the model looked."""
 JITTER_CROP_VOXELS = 2.0
 """Standard deviation of the displacement of a click, along each axis."""
-
-
-class Uncertainty:
-    """The probability of each voxel around a result.
-
-    Attributes:
-        box_zyx: half-open box of the image grid that the maps cover; None if the model saw nothing where it looked.
-        probability_zyx: float32 of the box's size: the calibrated probability that a voxel belongs to the structure.
-    """
-
-    def __init__(self, frame: CanonicalFrame, canonical_box: Optional[Box], canonical_zyx: NDArray[np.float32]) -> None:
-        self._voxel_ml = float(np.prod(frame.grid.spacing_zyx_mm)) / 1000
-        self.box_zyx = None if canonical_box is None else frame.native_box(canonical_box)
-        self.probability_zyx = np.ascontiguousarray(frame.from_canonical(canonical_zyx))
-
-    @property
-    def entropy_zyx(self) -> NDArray[np.float32]:
-        """Doubt in bits, float32 of the box's size: 0 where the model is sure of yes or no, 1 where it cannot tell."""
-        p = np.clip(self.probability_zyx, 1e-6, 1 - 1e-6)
-        return np.asarray(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)), dtype=np.float32)
-
-    @property
-    def expected_ml(self) -> float:
-        """The structure's volume to expect: the sum of all probabilities, in millilitres."""
-        return float(self.probability_zyx.sum(dtype=np.float64)) * self._voxel_ml
 
 
 @torch.inference_mode()
@@ -83,10 +59,10 @@ def uncertainty_of(
     mean = _without_other_pieces(mean, segmenter.own_pieces(mean, last.view, prompts, before.mask, base))
     calibrated = (mean * calibration.mask_scale + calibration.mask_shift)[0, 0]
     _, box = paste_logits(calibrated, segmenter.grid, last.view, threshold=float(logit(LEAST_PROBABILITY)))
-    canonical = np.zeros((0, 0, 0), dtype=np.float32)
-    if box is not None:
-        canonical = sample_logits(calibrated, segmenter.grid, last.view, box).sigmoid_().numpy()
-    return Uncertainty(frame, box, canonical)
+    if box is None:
+        return Uncertainty(None, np.zeros((0, 0, 0), dtype=np.float32), grid=frame.native)
+    canonical = sample_logits(calibrated, segmenter.grid, last.view, box).sigmoid_().numpy()
+    return Uncertainty(frame.native_box(box), frame.from_canonical(canonical), grid=frame.native)
 
 
 def _jittered(prompts: Prompts, view: CropBox, segmenter: Segmenter, seed: int) -> Prompts:
