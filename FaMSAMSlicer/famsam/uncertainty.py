@@ -11,7 +11,6 @@ from typing import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from .compact_mask import CompactMask
