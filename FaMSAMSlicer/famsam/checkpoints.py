@@ -26,7 +26,7 @@ from .model.famsam import Famsam
 from .model.famsam_encoder import TokenPausing
 from .model.registry import MODEL_NAMES, build_model, config_from_dict, config_to_dict
 from .model.sam_layout import DECODER, ENCODER, as_full_layout, infer_config
-from .runtime import choose_device, choose_precision
+from .runtime import choose_device, compute_in
 from .safe_pickle import load_torch_file
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "famsam-s.safetensors"
@@ -53,7 +53,7 @@ def load_model(
             "model_state_dict"; the whole network, or FastSAM3D's encoder alone).
         device: see ``runtime.choose_device``.
         precision: see ``runtime.choose_precision``. The parameters are always fp32; ``model.precision`` holds the
-            choice for ``runtime.autocast``.
+            choice for ``runtime.autocast``; for "int8" there are quantised copies of them besides.
         teacher: a checkpoint with the prompt encoder and the mask decoder for a ``source`` that is an encoder alone.
         paused_share: share of the tokens that pause in the later blocks of a famsam encoder, 0 to below 1; more is
             faster and less exact (see ``TokenPausing``). 0 changes nothing.
@@ -69,9 +69,7 @@ def load_model(
         if not isinstance(model, Famsam):
             raise ConfigError(f"Tokens can pause in famsam models only, not in {model.name}; leave paused_share at 0.")
         model.pausing = TokenPausing(paused_share)
-    if precision == "auto" and chosen_device.type == "cpu" and not model.half_on_cpu:
-        precision = "fp32"
-    model.precision = choose_precision(precision, chosen_device)
+    compute_in(precision, model)
     return model
 
 

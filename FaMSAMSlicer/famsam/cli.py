@@ -372,7 +372,7 @@ def _model_options(parser: argparse.ArgumentParser, with_model: bool = True) -> 
     if with_model:
         parser.add_argument("--model", default="default", help='"default", a .safetensors or a .pth file')
     parser.add_argument("--device", default="auto", help='"auto", "cpu", "cuda", "cuda:1", "mps"')
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16"))
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16", "fp16", "int8"))
 
 
 def _pause_option(parser: argparse.ArgumentParser) -> None:

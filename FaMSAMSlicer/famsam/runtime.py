@@ -9,13 +9,17 @@ import importlib.util
 import logging
 import platform
 import time
-from typing import Any, ContextManager, Dict, List, Optional
+from typing import TYPE_CHECKING, Any, ContextManager, Dict, List, Optional, Sequence
 
 import torch
 
 from .errors import ConfigError
+from .model import int8
 
-PRECISIONS = ("fp32", "bf16", "fp16")
+if TYPE_CHECKING:
+    from .model.base import PromptableModel
+
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORTHWHILE_SPEEDUP = 1.5
 """bf16 must multiply matrices this much faster than fp32 on a CPU to pay for the casts."""
@@ -54,28 +58,52 @@ def choose_device(device: str = "auto") -> torch.device:
     raise ConfigError(_unknown_device(device))
 
 
-def choose_precision(precision: str, device: torch.device) -> str:
-    """The precision to compute in on ``device``: "fp32", "bf16" or "fp16".
+def choose_precision(precision: str, device: torch.device, on_cpu: Sequence[str] = ("bf16",)) -> str:
+    """The precision to compute in on ``device``: "fp32", "bf16", "fp16" or "int8".
 
-    "auto" means bf16 (fp16 before compute capability 8.0) on a CUDA GPU, fp32 on Apple's, and on a CPU bf16 if a short
-    measurement, made once a process, finds it worth its casts.
+    "auto" means bf16 (fp16 before compute capability 8.0) on a CUDA GPU, fp32 on Apple's, and on a CPU that of
+    ``on_cpu`` which short measurements, made once a process, find worth its casts: int8 before bf16 before fp32.
 
     Raises:
-        ConfigError: for another name, and for fp16 on a CPU.
+        ConfigError: for another name, for fp16 on a CPU, and for int8 elsewhere or where its operators are missing.
     """
     if precision == "auto":
         if device.type == "cuda":
             return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-        return "bf16" if device.type == "cpu" and _bf16_pays_on_cpu() else "fp32"
+        return _fastest_on_cpu(on_cpu) if device.type == "cpu" else "fp32"
     if precision not in PRECISIONS:
         raise ConfigError(f"precision must be 'auto' or one of {PRECISIONS}, got {precision!r}.")
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError("fp16 is for GPUs; on the CPU use precision 'bf16' or 'fp32', or 'auto' to have it measured.")
+    if precision == "int8" and (device.type != "cpu" or not int8.usable()):
+        raise ConfigError(
+            f"int8 needs a CPU and oneDNN's operators in PyTorch; device {str(device)!r} is none, or they are missing "
+            "or wrong there. Use precision 'bf16' or 'fp32', or 'auto' to have it measured."
+        )
     return precision
 
 
+def compute_in(precision: str, model: PromptableModel) -> None:
+    """Have a model whose weights are complete compute in a precision from now on.
+
+    Args:
+        precision: see ``choose_precision``; ``model.precision`` holds the choice.
+
+    Raises:
+        ConfigError: as ``choose_precision`` does.
+    """
+    model.precision = choose_precision(precision, model.device, model.fast_on_cpu)
+    if model.precision == "int8":
+        int8.pack(model)
+
+
 def autocast(device: torch.device, precision: str) -> ContextManager[Any]:
-    """A context in which matrix products and convolutions run in ``precision``; parameters keep their own."""
+    """A context in which matrix products and convolutions run in ``precision``; parameters keep their own.
+
+    "int8" leaves it to the layers that were packed for it (see ``model.int8``), and gives the rest what is fastest.
+    """
+    if precision == "int8":
+        precision = "bf16" if _bf16_pays_on_cpu() else "fp32"
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=DTYPES[precision])
@@ -99,11 +127,13 @@ def describe() -> Dict[str, Any]:
     """What is installed, which device and precision would be used, and how fast they are (JSON-able)."""
     import famsam
 
+    from .model.famsam import Famsam
+
     device = choose_device("auto")
     devices = _devices()
     for entry in devices:
         here = torch.device(entry["device"])
-        precisions = ("fp32", "bf16") if here.type == "cpu" else PRECISIONS
+        precisions = ("fp32", "bf16") if here.type == "cpu" else tuple(DTYPES)
         size = 1024 if here.type == "cpu" else 4096
         entry["matmul_gflops"] = {p: round(matmul_gflops(here, p, size), 1) for p in precisions}
     return {
@@ -113,7 +143,7 @@ def describe() -> Dict[str, Any]:
         "packages": {name: _version(name) for name in ("torch", "numpy", "SimpleITK", "nibabel", "flash_attn")},
         "threads": torch.get_num_threads(),
         "device": str(device),
-        "precision": choose_precision("auto", device),
+        "precision": choose_precision("auto", device, Famsam.fast_on_cpu),
         "devices": devices,
     }
 
@@ -146,6 +176,13 @@ def _usable(device: torch.device) -> torch.device:
 
 def _unknown_device(device: object) -> str:
     return f"device must be 'auto', 'cpu', 'cuda', 'cuda:<index>' or 'mps', got {device!r}."
+
+
+def _fastest_on_cpu(allowed: Sequence[str]) -> str:
+    half = "bf16" in allowed and _bf16_pays_on_cpu()
+    if "int8" in allowed and int8.pays(torch.bfloat16 if half else torch.float32):
+        return "int8"
+    return "bf16" if half else "fp32"
 
 
 @functools.cache

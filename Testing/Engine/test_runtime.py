@@ -79,7 +79,7 @@ def test_a_chosen_precision_is_kept(precision):
 
 
 @pytest.mark.parametrize(
-    ("precision", "message"), [("fp16", "is for GPUs"), ("int8", "must be 'auto'"), ("", "must be")]
+    ("precision", "message"), [("fp16", "is for GPUs"), ("int4", "must be 'auto'"), ("", "must be")]
 )
 def test_other_precisions_are_refused(precision, message):
     with pytest.raises(ConfigError, match=message):
@@ -93,6 +93,31 @@ def test_auto_precision_on_a_cpu_follows_one_measurement(monkeypatch, bf16_gflop
     monkeypatch.setattr(runtime, "matmul_gflops", lambda device, precision: measured.append(1) or speeds[precision])
     assert [choose_precision("auto", CPU) for _ in range(3)] == [chosen] * 3
     assert len(measured) == 2
+
+
+@pytest.mark.parametrize(
+    ("allowed", "bf16_pays", "int8_pays_over", "chosen"),
+    [
+        (("int8", "bf16"), True, (torch.bfloat16, torch.float32), "int8"),
+        (("int8", "bf16"), True, (torch.float32,), "bf16"),
+        (("int8", "bf16"), False, (torch.float32,), "int8"),
+        (("int8", "bf16"), False, (), "fp32"),
+        (("bf16",), True, (torch.bfloat16, torch.float32), "bf16"),
+        ((), True, (torch.bfloat16, torch.float32), "fp32"),
+    ],
+)
+def test_auto_precision_on_a_cpu_is_the_fastest_allowed(monkeypatch, allowed, bf16_pays, int8_pays_over, chosen):
+    monkeypatch.setattr(runtime, "_bf16_pays_on_cpu", lambda: bf16_pays)
+    monkeypatch.setattr(runtime.int8, "pays", lambda rival: rival in int8_pays_over)
+    assert choose_precision("auto", CPU, allowed) == chosen
+
+
+def test_int8_is_refused_where_it_cannot_be(monkeypatch):
+    with pytest.raises(ConfigError, match="int8 needs a CPU"):
+        choose_precision("int8", torch.device("cuda", 0))
+    monkeypatch.setattr(runtime.int8, "usable", lambda: False)
+    with pytest.raises(ConfigError, match="missing or wrong there"):
+        choose_precision("int8", CPU)
 
 
 @pytest.mark.parametrize(("capability", "chosen"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp16")])
@@ -127,6 +152,7 @@ def test_the_description_is_json_and_true():
     assert {"numpy", "SimpleITK", "nibabel", "flash_attn"} <= set(found["packages"])
     assert found["threads"] == torch.get_num_threads()
     assert found["device"] in [entry["device"] for entry in found["devices"]]
-    assert found["precision"] == choose_precision("auto", torch.device(found["device"]))
+    device = torch.device(found["device"])
+    assert found["precision"] == choose_precision("auto", device, ("int8", "bf16"))
     assert found["devices"][0]["device"] == "cpu"
     assert set(found["devices"][0]["matmul_gflops"]) == {"fp32", "bf16"}

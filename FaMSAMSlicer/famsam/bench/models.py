@@ -11,7 +11,7 @@ from ..checkpoints import DEFAULT_WEIGHTS, load_model
 from ..model.base import Embedding, PromptableModel
 from ..model.config import attention_ablation
 from ..model.registry import build_model, default_config
-from ..runtime import autocast, choose_precision
+from ..runtime import autocast, choose_precision, compute_in
 from .machine import Limits, Work
 from .timing import Call, Timing, gflop, measure
 
@@ -29,8 +29,7 @@ def bundled_model(device: torch.device, precision: str, source: str = "default")
 def untrained_model(name: str, device: torch.device, precision: str, config: Any = None) -> PromptableModel:
     """A configuration with untrained weights, as fast as trained ones; "auto" is what loading would choose."""
     model = build_model(name, config).to(device).eval().requires_grad_(False)
-    wanted = "fp32" if precision == "auto" and device.type == "cpu" and not model.half_on_cpu else precision
-    model.precision = choose_precision(wanted, device)
+    compute_in(precision, model)
     return model
 
 

@@ -51,8 +51,8 @@ class PromptableModel(nn.Module, ABC):
     """True if labels 2 and 3 (a box's lower and upper corner) are understood by ``decode``."""
     newest_point_only: bool = False
     """True if the model was made to get only the newest point, with the previous logits, at every click."""
-    half_on_cpu: bool = True
-    """False if bf16 makes this model slower on a CPU, so that precision "auto" means fp32 there."""
+    fast_on_cpu: Tuple[str, ...] = ("bf16",)
+    """Precisions that may make this model faster than fp32 on a CPU: what precision "auto" chooses from there."""
     precision: str = "fp32"
     """What ``runtime.autocast(model.device, model.precision)`` is given around ``encode`` and ``decode``; set by
     ``load_model``. The parameters themselves stay fp32."""

@@ -72,6 +72,7 @@ class Famsam(PromptableModel):
 
     name = "famsam"
     takes_boxes = True
+    fast_on_cpu = ("int8", "bf16")
     pausing = TokenPausing()
     """A run-time setting, made by ``load_model``; no part of the configuration. Change it before a session sees a
     scan: sessions keep what was encoded."""

@@ -18,6 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from . import int8
 from .attention import AttentionPattern, sparse_attention
 
 
@@ -41,9 +42,9 @@ class ConvBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
+        self.conv1 = int8.Conv3d(channels, channels, 3, padding=1, bias=False)
         self.norm1 = nn.GroupNorm(channels // 8, channels)
-        self.conv2 = nn.Conv3d(channels, channels, 3, padding=1, bias=False)
+        self.conv2 = int8.Conv3d(channels, channels, 3, padding=1, bias=False)
         self.norm2 = nn.GroupNorm(channels // 8, channels)
 
     def forward(self, x_BCZYX: Tensor) -> Tensor:
@@ -62,16 +63,26 @@ class Stem(nn.Module):
         self.conv4 = nn.Conv3d(stride2, stride4, 3, stride=2, padding=1, bias=False)
         self.norm4 = nn.GroupNorm(stride4 // 8, stride4)
         self.blocks4 = nn.Sequential(ConvBlock(stride4), ConvBlock(stride4))
-        self.conv8 = nn.Conv3d(stride4, stride8, 3, stride=2, padding=1, bias=False)
+        self.conv8 = int8.Conv3d(stride4, stride8, 3, stride=2, padding=1, bias=False)
         self.norm8 = nn.GroupNorm(stride8 // 8, stride8)
         self.blocks8 = nn.Sequential(ConvBlock(stride8), ConvBlock(stride8))
-        self.conv16 = nn.Conv3d(stride8, token_channels, 3, stride=2, padding=1)
+        self.conv16 = int8.Conv3d(stride8, token_channels, 3, stride=2, padding=1)
 
     def forward(self, crop_B1ZYX: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-        f2 = F.relu(self.conv2(crop_B1ZYX), inplace=True)
+        f2 = F.relu(self.conv2(_channels_last(crop_B1ZYX)), inplace=True)
         f4 = self.blocks4(F.silu(self.norm4(self.conv4(f2))))
         f8 = self.blocks8(F.silu(self.norm8(self.conv8(f4))))
         return self.detail(f2), f4, f8, self.conv16(f8)
+
+
+def _channels_last(crop_B1ZYX: Tensor) -> Tensor:
+    """The same memory with the strides of a channels-last tensor, which ``to`` does not give to a single channel.
+
+    What a convolution returns has the layout of what it got, and all later layers want channels last.
+    """
+    _, _, depth, height, width = crop_B1ZYX.shape
+    crop = crop_B1ZYX.contiguous()
+    return crop.as_strided(crop.shape, (depth * height * width, 1, height * width, width, 1))
 
 
 class SparseSelfAttention(nn.Module):
@@ -81,8 +92,8 @@ class SparseSelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.pattern = pattern
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = int8.Linear(channels, 3 * channels)
+        self.proj = int8.Linear(channels, channels)
 
     def forward(self, tokens_BNC: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(tokens_BNC), "b n (t h d) -> t b h n d", t=3, h=self.heads).unbind(0)
@@ -101,7 +112,7 @@ class TransformerBlock(nn.Module):
         self.norm1 = nn.LayerNorm(channels)
         self.attention = SparseSelfAttention(channels, heads, pattern)
         self.norm2 = nn.LayerNorm(channels)
-        self.mlp = nn.Sequential(nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels))
+        self.mlp = nn.Sequential(int8.Linear(channels, hidden), nn.GELU(), int8.Linear(hidden, channels))
 
     def forward(self, x_BCZYX: Tensor) -> Tensor:
         x_BCZYX = x_BCZYX + self.position(x_BCZYX)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from . import prompt_maps
+from . import int8, prompt_maps
 from .attention import AttentionPattern
 from .famsam_encoder import ConvBlock, TransformerBlock
 
@@ -74,8 +74,8 @@ class FusionDecoder(nn.Module):
         self.similarity8 = nn.Conv3d(s8, SIMILARITY_CHANNELS, 1)
         self.similarity_scale = nn.Parameter(torch.tensor(5.0))
         self.fold = nn.Conv3d(MAPS_STRIDE2, FOLDED_MAPS + c4, 2, stride=2)
-        self.maps4 = nn.Conv3d(MAPS_STRIDE4, c4, 3, padding=1)
-        self.maps8 = nn.Conv3d(MAPS_STRIDE4, c8, 3, padding=1)
+        self.maps4 = int8.Conv3d(MAPS_STRIDE4, c4, 3, padding=1)
+        self.maps8 = int8.Conv3d(MAPS_STRIDE4, c8, 3, padding=1)
         self.maps16 = nn.Conv3d(MAPS_STRIDE4, c16, 3, padding=1)
         self.features4 = nn.Conv3d(s4, c4, 1)
         self.features8 = nn.Conv3d(s8, c8, 1)
@@ -87,7 +87,7 @@ class FusionDecoder(nn.Module):
         self.up8 = nn.ConvTranspose3d(c16, c8, 2, stride=2)
         self.block8 = ConvBlock(c8)
         self.up4 = nn.ConvTranspose3d(c8, c4, 2, stride=2)
-        self.mix4 = nn.Conv3d(c4, c4, 3, padding=1, bias=False)
+        self.mix4 = int8.Conv3d(c4, c4, 3, padding=1, bias=False)
         self.norm4 = nn.GroupNorm(c4 // 8, c4)
         self.detail = nn.Conv3d(detail, c4, 1)
         self.fine = ConvBlock(c4)

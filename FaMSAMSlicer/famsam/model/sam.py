@@ -31,7 +31,7 @@ class Sam3D(PromptableModel):
     crop_axes = "xyz"
     spacing_mm = 1.5
     takes_boxes = False
-    half_on_cpu = False
+    fast_on_cpu = ()
 
     def __init__(self, config: Sam3DConfig = SAM_MED3D) -> None:
         super().__init__()

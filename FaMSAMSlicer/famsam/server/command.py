@@ -37,7 +37,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """Which model computes, and where."""
     parser.add_argument("--model", default="default", metavar="FILE", help="weights file; by default those that ship")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
-    parser.add_argument("--precision", default="auto", help="auto, fp32, fp16, bf16 (default: auto)")
+    parser.add_argument("--precision", default="auto", help="auto, fp32, bf16, fp16, int8 (default: auto)")
 
 
 def add_serve_arguments(parser: argparse.ArgumentParser) -> None:

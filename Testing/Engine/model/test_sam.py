@@ -298,7 +298,7 @@ def test_crops_of_a_batch_are_normalised_alone():
 def test_what_the_session_must_know():
     student, teacher = tiny_model("fastsam3d"), tiny_model("sam_med3d")
     for model in (student, teacher):
-        assert (model.crop_axes, model.spacing_mm, model.takes_boxes, model.half_on_cpu) == ("xyz", 1.5, False, False)
+        assert (model.crop_axes, model.spacing_mm, model.takes_boxes, model.fast_on_cpu) == ("xyz", 1.5, False, ())
         assert model.crop_size == 16 and model.device.type == "cpu"
     assert student.newest_point_only and not teacher.newest_point_only
     for model in (student, teacher):
