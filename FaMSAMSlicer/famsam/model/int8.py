@@ -73,7 +73,8 @@ class Linear(nn.Linear):
             return super().forward(input)
         weights, scales, zeros, bias = self._packed
         values, scale, zero = quantised(input.float().contiguous())
-        result: Tensor = torch.ops.onednn.qlinear_pointwise(values, scale, zero, weights, scales, zeros, bias, *_AS_FP32)
+        product = torch.ops.onednn.qlinear_pointwise
+        result: Tensor = product(values, scale, zero, weights, scales, zeros, bias, *_AS_FP32)
         return result
 
 
