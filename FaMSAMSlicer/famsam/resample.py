@@ -1,8 +1,8 @@
 """Crops of a scan for the model, and the model's logits back onto the scan.
 
 A crop is a cube of equal voxels whose axes are the image's own canonical axes, so that every resampling here is
-separable: along each axis a small matrix of weights, most of it zero, is applied to the part of the image that is
-needed. Three ways of weighting serve three purposes:
+separable: along each axis every output row is a weighted sum of a few input rows. Three ways of weighting serve three
+purposes:
 
 - intensities: linear interpolation, which is averaged over sqrt(s^2 - 1) image voxels where the crop is s times coarser
   than the image; together with the interpolation's own blur this keeps what the crop cannot show from turning into
@@ -18,19 +18,20 @@ Shape suffixes: ZYX the crop, zyx the image or a lower resolution of the crop.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Iterator, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from .geometry import Box, Grid, Index3, bounding_box, intersect, memory_order
 
 # Sizes of the pieces of work, as measured to be fastest on a CPU; any others give the same result.
-_BAND_ROWS = 8  # rows of a band that are multiplied at a time, with only the columns that they need
-_BAND_ROWS_FROM_RIGHT = 16  # the same where the band is the right-hand factor: its rows fill a vector register
-_VOXELS_PER_SLAB = 5 << 17  # voxels converted to float at a time
+_ROWS = 16  # output rows along the slowest axis that are made at a time,
+_VOXELS = 1 << 22  # or fewer, so that not many more voxels than these are floats at a time
+_COLUMNS = 16  # output columns along the fastest axis that are multiplied at a time: they fill a vector register
 
 
 @dataclass(frozen=True)
@@ -88,16 +89,16 @@ def extract_crop(voxels_zyx: NDArray[Any], grid: Grid, box: CropBox) -> Tuple[Te
             its outer voxels (beyond their centres, their values hold).
     """
     scale_zyx, offset_zyx = box.index_from_crop(grid)
-    inside, bands, read = [], [], []
+    inside, taps, read = [], [], []
     for size, scale, offset in zip(grid.size_zyx, scale_zyx, offset_zyx):
         positions = offset + scale * np.arange(box.size)
         inside.append((positions >= -0.5) & (positions <= size - 0.5))
         step = max(1, int(scale // 2))
         read.append(slice(None, None, step))
-        bands.append(_intensity_band(positions / step, scale / step, -(-size // step), inside[-1]))
-    inside_z, inside_y, inside_x = (torch.from_numpy(flags) for flags in inside)
+        taps.append(_intensity_taps(positions / step, scale / step, -(-size // step), inside[-1]))
+    inside_z, inside_y, inside_x = inside
     inside_ZYX = inside_z[:, None, None] & inside_y[:, None] & inside_x
-    return _apply(voxels_zyx[tuple(read)], bands), inside_ZYX
+    return _applied(voxels_zyx[tuple(read)], taps), torch.from_numpy(inside_ZYX)
 
 
 def mask_to_crop(mask_zyx: NDArray[np.bool_], grid: Grid, box: CropBox, size: int = 64) -> Tensor:
@@ -110,12 +111,13 @@ def mask_to_crop(mask_zyx: NDArray[np.bool_], grid: Grid, box: CropBox, size: in
     """
     scale_zyx, offset_zyx = box.index_from_crop(grid)
     edges = np.linspace(-0.5, box.size - 0.5, size + 1)
-    bands = [_share_band(offset + scale * edges, n) for n, scale, offset in zip(grid.size_zyx, scale_zyx, offset_zyx)]
-    covered = tuple(slice(band.first, band.first + band.weights_rn.shape[1]) for band in bands)
-    found = bounding_box(mask_zyx[covered])
+    taps = [_share_taps(offset + scale * edges, n) for n, scale, offset in zip(grid.size_zyx, scale_zyx, offset_zyx)]
+    covered = [one.used for one in taps]
+    found = bounding_box(mask_zyx[tuple(slice(*used) for used in covered)])
     if found is None:
         return torch.zeros((size,) * 3)
-    return _apply(mask_zyx, [band.part(low, high) for band, low, high in zip(bands, *found)])
+    bounds = [(used[0] + low, used[0] + high) for used, low, high in zip(covered, *found)]
+    return _applied(mask_zyx, [one.within(low, high) for one, (low, high) in zip(taps, bounds)])
 
 
 def paste_logits(
@@ -148,8 +150,8 @@ def paste_logits(
     if box_zyx is None:
         return np.zeros((0, 0, 0), dtype=bool), None
     mask_zyx = torch.empty(tuple(high - low for low, high in zip(*box_zyx)), dtype=torch.bool)
-    for start, values_zyx in _sampled_slabs(logits_zyx, grid, box, box_zyx):
-        torch.gt(values_zyx, threshold, out=mask_zyx[start : start + len(values_zyx)])
+    for rows, values_zyx in _blocks(logits_zyx.numpy(), _logit_taps(logits_zyx.shape[0], grid, box, box_zyx)):
+        torch.gt(values_zyx, threshold, out=mask_zyx[rows])
     return mask_zyx.numpy(), box_zyx
 
 
@@ -169,48 +171,43 @@ def sample_logits(logits_zyx: Tensor, grid: Grid, box: CropBox, region_zyx: Opti
     region_zyx = region_zyx or box.image_box(grid)
     if region_zyx is None:
         return torch.zeros((0, 0, 0))
-    values_zyx = torch.empty(tuple(high - low for low, high in zip(*region_zyx)))
-    for start, slab_zyx in _sampled_slabs(logits_zyx.detach().to("cpu", torch.float32), grid, box, region_zyx):
-        values_zyx[start : start + len(slab_zyx)] = slab_zyx
-    return values_zyx
+    values = logits_zyx.detach().to("cpu", torch.float32).numpy()
+    return _applied(values, _logit_taps(logits_zyx.shape[0], grid, box, region_zyx))
 
 
-class _Band(NamedTuple):
-    """Weights along one axis: output row r is ``weights_rn[r] @ input[first : first + n]``."""
+class _Taps(NamedTuple):
+    """Weights along one axis: output row r is the sum over t of ``weights_rt[r, t] * input[index_rt[r, t]]``."""
 
-    first: int
-    weights_rn: NDArray[np.float32]
+    index_rt: NDArray[np.int64]
+    weights_rt: NDArray[np.float32]
 
-    def part(self, low: int, high: int) -> _Band:
-        """Only the columns low to high, counted from the first."""
-        return _Band(self.first + low, self.weights_rn[:, low:high])
+    @property
+    def used(self) -> Tuple[int, int]:
+        """Half-open range of the input's rows with a weight; (0, 0) if there are none."""
+        found = self.index_rt[self.weights_rt != 0]
+        return (int(found.min()), int(found.max()) + 1) if found.size else (0, 0)
 
-    def flipped(self, size: int) -> _Band:
+    def within(self, low: int, high: int) -> _Taps:
+        """The same for an input that is zero outside of its rows low to high."""
+        return _Taps(self.index_rt, self.weights_rt * ((self.index_rt >= low) & (self.index_rt < high)))
+
+    def flipped(self, size: int) -> _Taps:
         """The same for an input of that size that is read backwards."""
-        return _Band(size - self.first - self.weights_rn.shape[1], self.weights_rn[:, ::-1])
+        return _Taps(size - 1 - self.index_rt, self.weights_rt)
 
-    def products(self, size: int) -> Iterator[Tuple[slice, slice, Tensor]]:
-        """(rows, columns, weights) of pieces of so many rows that are not zero; columns count from the first."""
-        for start in range(0, len(self.weights_rn), size):
-            piece = self.weights_rn[start : start + size]
-            used = np.flatnonzero(piece.any(axis=0))
-            if used.size:
-                columns = slice(int(used[0]), int(used[-1]) + 1)
-                yield slice(start, start + len(piece)), columns, torch.from_numpy(piece[:, columns].copy())
+    def counted_from(self, low: int, high: int) -> _Taps:
+        """The same for an input of which only the rows low to high, all that are used, are there."""
+        return _Taps(np.clip(self.index_rt - low, 0, high - low - 1), self.weights_rt)
 
 
-def _intensity_band(positions: NDArray[np.float64], scale: float, size: int, inside: NDArray[np.bool_]) -> _Band:
-    """Linear interpolation at the positions, averaged over the width that ``scale`` asks for; zero rows outside."""
-    if not inside.any():
-        return _Band(0, np.zeros((len(positions), 0), dtype=np.float32))
+def _intensity_taps(positions: NDArray[np.float64], scale: float, size: int, inside: NDArray[np.bool_]) -> _Taps:
+    """Linear interpolation at the positions, averaged over the width that ``scale`` asks for; no weight outside."""
     width = float(np.sqrt(max(scale**2 - 1, 1e-12)))
-    low, high = positions - width / 2, positions + width / 2
-    taps = np.arange(np.floor(low[inside].min()), np.ceil(high[inside].max()) + 1).astype(int)
-    weights = (_hat_integral(high[:, None] - taps) - _hat_integral(low[:, None] - taps)) / width * inside[:, None]
-    columns = np.clip(taps, 0, size - 1)  # beyond the outer voxels their values hold
-    folded = np.zeros((len(positions), columns[-1] - columns[0] + 1))
-    np.add.at(folded.T, columns - columns[0], weights.T)
-    return _Band(int(columns[0]), folded.astype(np.float32))
+    low = positions[:, None] - width / 2
+    index = np.floor(low) + np.arange(np.ceil(width) + 2)
+    weights = (_hat_integral(low + width - index) - _hat_integral(low - index)) / width * inside[:, None]
+    # Beyond the outer voxels their values hold.
+    return _Taps(np.clip(index, 0, size - 1).astype(np.int64), weights.astype(np.float32))
 
 
 def _hat_integral(t: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -219,74 +216,95 @@ def _hat_integral(t: NDArray[np.float64]) -> NDArray[np.float64]:
     return 0.5 + t - 0.5 * t * np.abs(t)
 
 
-def _share_band(edges: NDArray[np.float64], size: int) -> _Band:
+def _share_taps(edges: NDArray[np.float64], size: int) -> _Taps:
     """The share of every image voxel in each interval between neighbouring edges."""
-    first = int(np.clip(np.floor(edges[0] + 0.5), 0, size))
-    last = int(np.clip(np.ceil(edges[-1] + 0.5), first, size))
-    covered = np.clip(edges[:, None] - np.arange(first, last) + 0.5, 0, 1)
-    return _Band(first, (np.diff(covered, axis=0) / np.diff(edges)[:, None]).astype(np.float32))
+    low, high = edges[:-1, None], edges[1:, None]
+    index = np.floor(low + 0.5) + np.arange(np.ceil((high - low).max()) + 1)
+    covered = (np.minimum(high, index + 0.5) - np.maximum(low, index - 0.5)).clip(0) * ((index >= 0) & (index < size))
+    return _Taps(np.clip(index, 0, size - 1).astype(np.int64), (covered / (high - low)).astype(np.float32))
 
 
-def _logit_band(positions: NDArray[np.float64], size: int) -> _Band:
-    """Linear interpolation at the positions, which are clipped to the outer centres."""
-    positions = np.clip(positions, 0, size - 1)
-    first = int(positions.min())
-    taps = np.arange(first, int(np.ceil(positions.max())) + 1)
-    return _Band(first, np.maximum(0, 1 - np.abs(positions[:, None] - taps)).astype(np.float32))
+def _logit_taps(n: int, grid: Grid, box: CropBox, region_zyx: Box) -> List[_Taps]:
+    """Linear interpolation between n logit centres along each edge of the cube, at a region's voxels."""
+    taps = []
+    for low, high, scale, offset in zip(*region_zyx, *box.index_from_crop(grid)):
+        crop_positions = (np.arange(low, high) - offset) / scale
+        positions = np.clip((crop_positions + 0.5) * n / box.size - 0.5, 0, n - 1)
+        index = np.minimum(np.floor(positions)[:, None] + np.arange(2), n - 1)
+        upper = positions - np.floor(positions)
+        taps.append(_Taps(index.astype(np.int64), np.stack([1 - upper, upper], axis=1).astype(np.float32)))
+    return taps
 
 
-def _apply(array_zyx: NDArray[Any], bands_zyx: Sequence[_Band]) -> Tensor:
-    """Apply a band along each axis of an array of any number type and strides -> float32 tensor.
+def _applied(array_zyx: NDArray[Any], taps_zyx: Sequence[_Taps]) -> Tensor:
+    """Apply taps along each axis of an array of any number type and strides -> float32 tensor.
 
-    Walks the array as memory holds it, its axes called a, b, c from slow to fast: in slabs of a, converted to float,
-    shrinks b; then a; then c, whose products with few columns are slow, when least is left.
+    Walks the array as memory holds it, its axes called a, b, c from slow to fast.
     """
     order, flips, array_abc = memory_order(array_zyx)
-    bands = [bands_zyx[k].flipped(array_zyx.shape[k]) if flip else bands_zyx[k] for k, flip in zip(order, flips)]
-    rows_a, rows_b, rows_c = (len(band.weights_rn) for band in bands)
-    n_a, n_b, n_c = (band.weights_rn.shape[1] for band in bands)
-    result_abc = torch.zeros((rows_a, rows_b, rows_c))
-    if n_a and n_b and n_c:
-        needed = tuple(slice(band.first, band.first + n) for band, n in zip(bands, (n_a, n_b, n_c)))
-        shrunk_b = _shrink_middle(array_abc[needed], bands[1])
-        shrunk_ab = torch.zeros((rows_a, rows_b, n_c))
-        for rows, columns, weights in bands[0].products(_BAND_ROWS):
-            torch.mm(weights, shrunk_b[columns].flatten(1), out=shrunk_ab[rows].flatten(1))
-        for rows, columns, weights in bands[2].products(_BAND_ROWS_FROM_RIGHT):
-            result_abc[:, :, rows] = shrunk_ab[:, :, columns] @ weights.T
+    taps = [taps_zyx[k].flipped(array_zyx.shape[k]) if flip else taps_zyx[k] for k, flip in zip(order, flips)]
+    result_abc = torch.zeros([len(one.index_rt) for one in taps])
+    for rows, block_abc in _blocks(array_abc, taps):
+        result_abc[rows] = block_abc
     return result_abc.permute(*np.argsort(order).tolist()).contiguous()
 
 
-def _shrink_middle(array_abc: NDArray[Any], band: _Band) -> Tensor:
-    """Apply a band along the second axis, slab by slab: the whole array never exists as floats."""
-    n_a, n_b, n_c = array_abc.shape
-    shrunk = torch.empty((n_a, len(band.weights_rn), n_c))
-    products = list(band.products(_BAND_ROWS))
-    per_slab = min(n_a, max(1, _VOXELS_PER_SLAB // (n_b * n_c)))
-    slab_bac = torch.empty((n_b, per_slab, n_c))
-    shrunk_bac = torch.zeros((len(band.weights_rn), per_slab, n_c))
-    for start in range(0, n_a, per_slab):
-        planes = array_abc[start : start + per_slab]
-        np.copyto(slab_bac.numpy()[:, : len(planes)], planes.transpose(1, 0, 2), casting="unsafe")
-        for rows, columns, weights in products:
-            torch.mm(weights, slab_bac[columns].flatten(1), out=shrunk_bac[rows].flatten(1))
-        shrunk[start : start + len(planes)] = shrunk_bac[:, : len(planes)].transpose(0, 1)
-    return shrunk
+def _blocks(array_abc: NDArray[Any], taps_abc: Sequence[_Taps]) -> Iterator[Tuple[slice, Tensor]]:
+    """Apply taps along each axis, a few output rows of the first axis at a time: (rows, float32 block).
+
+    The planes of the array that a block needs are converted to float and shrunk or stretched while they are in the
+    cache; the whole array never exists as floats. Yields nothing if no voxel has a weight.
+    """
+    ranges = [one.used for one in taps_abc]
+    if not all(high for _, high in ranges):
+        return
+    array = array_abc[tuple(slice(*bounds) for bounds in ranges)]
+    taps_a, taps_b, taps_c = (one.counted_from(*bounds) for one, bounds in zip(taps_abc, ranges))
+    rows_a, rows_b, rows_c = (len(one.index_rt) for one in (taps_a, taps_b, taps_c))
+    n_b, n_c = array.shape[1:]
+    at_once = max(1, min(_ROWS, _VOXELS * rows_a // array.size))
+    blocks = [slice(start, start + at_once) for start in range(0, rows_a, at_once)]
+    spans = [(int(taps_a.index_rt[rows].min()), int(taps_a.index_rt[rows].max()) + 1) for rows in blocks]
+    most = max(high - low for low, high in spans)
+    planes = torch.empty((most, n_b, n_c))
+    index_b = np.arange(most)[:, None, None] * n_b + taps_b.index_rt
+    weights_c = list(_column_weights(taps_c))
+    for rows, (low, high) in zip(blocks, spans):
+        np.copyto(planes.numpy()[: high - low], array[low:high], casting="unsafe")
+        index_a = (taps_a.index_rt[rows, None] - low) * rows_b + np.arange(rows_b)[:, None]
+        part = planes[: high - low].flatten(0, 1)
+        if rows_c > n_c:  # what grows grows late, but products with few columns are slow
+            part = _columns(part, weights_c, rows_c)
+        part = _row_sums(part, index_b[: high - low], taps_b.weights_rt)
+        part = _row_sums(part, index_a, taps_a.weights_rt[rows, None])
+        if rows_c <= n_c:
+            part = _columns(part, weights_c, rows_c)
+        yield rows, part.unflatten(0, (-1, rows_b))
 
 
-def _sampled_slabs(logits_zyx: Tensor, grid: Grid, box: CropBox, region_zyx: Box) -> Iterator[Tuple[int, Tensor]]:
-    """Interpolate logits at a region's voxels, a few z at a time: (the first z in the region, values_zyx)."""
-    step = box.size / logits_zyx.shape[0]
-    bands = []
-    for low, high, scale, offset in zip(*region_zyx, *box.index_from_crop(grid)):
-        crop_positions = (np.arange(low, high) - offset) / scale
-        bands.append(_logit_band((crop_positions + 0.5) / step - 0.5, logits_zyx.shape[0]))
-    band_z, band_y, band_x = bands
-    needed = tuple(slice(band.first, band.first + band.weights_rn.shape[1]) for band in bands)
-    weights_y, weights_x = (torch.from_numpy(band.weights_rn) for band in (band_y, band_x))
-    planes = weights_y @ (logits_zyx[needed] @ weights_x.T)
-    for rows, columns, weights in band_z.products(_BAND_ROWS):
-        yield rows.start, (weights @ planes[columns].flatten(1)).unflatten(1, planes.shape[1:])
+def _columns(table: Tensor, weights_c: Sequence[Tuple[slice, slice, Tensor]], rows_c: int) -> Tensor:
+    """(N, rows_c): the pieces of ``_column_weights`` applied to a table (N, c)."""
+    result = torch.empty((len(table), rows_c))
+    for columns, needed, weights in weights_c:
+        torch.mm(table[:, needed], weights, out=result[:, columns])
+    return result
+
+
+def _row_sums(table: Tensor, index: NDArray[np.int64], weights: NDArray[np.float32]) -> Tensor:
+    """(N, c): weighted sums of rows of a table (M, c), as many as there are in the last axis of index and weights."""
+    number = index.shape[-1]
+    of_each = torch.from_numpy(np.broadcast_to(weights, index.shape).astype(np.float32, order="C")).view(-1, number)
+    return F.embedding_bag(torch.from_numpy(index).view(-1, number), table, mode="sum", per_sample_weights=of_each)
+
+
+def _column_weights(taps: _Taps) -> Iterator[Tuple[slice, slice, Tensor]]:
+    """(columns, needed, weights): some columns of the output are the needed ones of the input times the weights."""
+    for start in range(0, len(taps.index_rt), _COLUMNS):
+        index = taps.index_rt[start : start + _COLUMNS]
+        low, high = int(index.min()), int(index.max()) + 1
+        weights = np.zeros((len(index), high - low), dtype=np.float32)
+        np.add.at(weights, (np.arange(len(index))[:, None], index - low), taps.weights_rt[start : start + _COLUMNS])
+        yield slice(start, start + len(index)), slice(low, high), torch.from_numpy(weights).T
 
 
 def _index3(values: NDArray[np.int_]) -> Index3:

@@ -202,7 +202,7 @@ def test_crops_do_not_depend_on_how_the_scan_is_stored(ras_from_ijk, size_zyx, s
 def test_work_in_small_pieces_gives_the_same(monkeypatch):
     voxels, box = noise(CT_LIKE.size_zyx), CropBox((8, 13, 12), 1.3, size=17)
     whole, _ = extract_crop(voxels, CT_LIKE, box)
-    for name, value in {"_BAND_ROWS": 3, "_BAND_ROWS_FROM_RIGHT": 5, "_VOXELS_PER_SLAB": 1500}.items():
+    for name, value in {"_ROWS": 3, "_COLUMNS": 5, "_VOXELS": 1500}.items():
         monkeypatch.setattr(resample, name, value)
     torch.testing.assert_close(extract_crop(voxels, CT_LIKE, box)[0], whole, atol=1e-5, rtol=1e-5)
 
