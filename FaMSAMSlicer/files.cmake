@@ -2,14 +2,17 @@ set(MODULE_PYTHON_SCRIPTS
   FaMSAMSlicer.py
   FaMSAMSlicerLib/SegmentEditorFaMSAMEffect.py
   FaMSAMSlicerLib/__init__.py
+  FaMSAMSlicerLib/aiming.py
   FaMSAMSlicerLib/asking.py
   FaMSAMSlicerLib/controller.py
+  FaMSAMSlicerLib/doubt.py
   FaMSAMSlicerLib/engine.py
+  FaMSAMSlicerLib/overlay.py
   FaMSAMSlicerLib/panel.py
   FaMSAMSlicerLib/picking.py
+  FaMSAMSlicerLib/placing.py
   FaMSAMSlicerLib/points_view.py
   FaMSAMSlicerLib/preparation.py
-  FaMSAMSlicerLib/preview.py
   FaMSAMSlicerLib/prompts.py
   FaMSAMSlicerLib/requirements.py
   FaMSAMSlicerLib/rubber_band.py
@@ -17,6 +20,7 @@ set(MODULE_PYTHON_SCRIPTS
   FaMSAMSlicerLib/segments.py
   FaMSAMSlicerLib/settings.py
   FaMSAMSlicerLib/spaces.py
+  FaMSAMSlicerLib/status.py
   FaMSAMSlicerLib/translation.py
   FaMSAMSlicerLib/waiting.py
   famsam/__init__.py
@@ -92,6 +96,8 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/server/packing.py
   famsam/server/problems.py
   famsam/server/security.py
+  famsam/server/session_routes.py
+  famsam/server/volume_routes.py
   famsam/server/voxels.py
   famsam/server/wire.py
   famsam/session.py

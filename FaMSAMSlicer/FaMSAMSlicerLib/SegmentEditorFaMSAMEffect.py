@@ -13,16 +13,20 @@ from SegmentEditorEffects import AbstractScriptedSegmentEditorEffect
 from slicer.i18n import tr as _
 
 from . import requirements
-from .controller import Controller, Status
+from .controller import Controller
 from .engine import shared_engine
 from .panel import Panel, ask_and_install, icon, resource
 from .picking import pick, place_in_slice
+from .preparation import middle_shown
 from .rubber_band import Pixel, RubberBand, box_around
 from .settings import model_choice, server, set_server, settings
 from .spaces import Point3
+from .status import Status
 
 NAME = "FaM-SAM"
 POLL_MS = 5
+REST_MS = 150
+"""The pointer rests when it has not moved for so long; then what a click there will look at is prepared."""
 FINISH_S = 2.0
 """So long a click that is being computed is waited for when the effect is left."""
 PREVIEW_KEY, SIGN_KEY = "a", "x"
@@ -43,6 +47,8 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         self.controller: Any = None  # a Controller while the effect is active
         self.panel: Any = None  # a Panel from setupOptionsFrame on
         self._timer: Any = None
+        self._rest: Any = None  # the timer that runs until the pointer counts as resting
+        self._pointed_at: Optional[Tuple[Any, Any, Pixel]] = None  # interactor, view, and where in it
         self._observations: List[Tuple[Any, int]] = []
         self._segmentation: Any = None
         self._band: Optional[RubberBand] = None
@@ -75,6 +81,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         for tool in ("positive", "negative", "box"):
             self.panel.on_click(f"{tool}Button", self.updateMRMLFromGUI)
         self.panel.on_click("pointsButton", self.updateMRMLFromGUI)
+        self.panel.on_click("doubtButton", self._doubt_toggled)
         self.panel.on_click("previewButton", self._preview_toggled)
         self.panel.on_click("clearButton", lambda: self.controller and self.controller.clear_points())
         self.panel.on_click("emptyButton", lambda: self.controller and self.controller.reset_segment())
@@ -113,9 +120,13 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         self.controller = Controller(self.scriptedEffect, shared_engine(), self._show)
         self.controller.choice = model_choice(settings())
         self.controller.points.visible = settings().pointsVisible
-        self._timer = qt.QTimer()
+        self.controller.doubt_visible = self.panel.ui.doubtButton.checked
+        self._timer, self._rest = qt.QTimer(), qt.QTimer()
         self._timer.setInterval(POLL_MS)
         self._timer.connect("timeout()", self._poll)
+        self._rest.setInterval(REST_MS)
+        self._rest.setSingleShot(True)
+        self._rest.connect("timeout()", self._pointer_rests)
         self._observe(self.scriptedEffect.parameterSetNode(), vtk.vtkCommand.ModifiedEvent)
         self._follow_segmentation()
         self.controller.sync()
@@ -125,13 +136,15 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         if self._timer is not None:
             self._timer.stop()
             self._timer.disconnect("timeout()", self._poll)
+            self._rest.stop()
+            self._rest.disconnect("timeout()", self._pointer_rests)
         for node, tag in self._observations:
             node.RemoveObserver(tag)
         self._drop_band()
         if self.controller is not None:
             self.controller.finish(FINISH_S)
             self.controller.close()
-        self._timer = self.controller = self._segmentation = None
+        self._timer = self._rest = self.controller = self._segmentation = self._pointed_at = None
         self._observations, self._previewing, self._pressed_3d, self._pressed_2d = [], False, None, False
 
     def cleanup(self) -> None:
@@ -141,6 +154,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         if self.controller is not None:
             self.controller.end_preview()
             self.controller.sync()
+            self._get_ready()
 
     def masterVolumeNodeChanged(self) -> None:  # its name before Slicer 5.2
         self.sourceVolumeNodeChanged()
@@ -156,10 +170,14 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
             return False
         if eventId in (vtk.vtkCommand.KeyPressEvent, vtk.vtkCommand.KeyReleaseEvent):
             return self._key(callerInteractor, eventId == vtk.vtkCommand.KeyPressEvent)
+        self._rest.stop()
         if eventId == vtk.vtkCommand.LeaveEvent:
             self.controller.end_preview()
             return False
         x, y = callerInteractor.GetEventPosition()
+        if eventId == vtk.vtkCommand.MouseMoveEvent:
+            self._pointed_at = callerInteractor, viewWidget, (x, y)
+            self._rest.start()
         if viewWidget.className() == "qMRMLSliceWidget":
             return self._in_slice_view(callerInteractor, eventId, viewWidget, (x, y))
         if viewWidget.className() == "qMRMLThreeDWidget":
@@ -218,6 +236,19 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
                 controller.preview(place, self._sign(interactor), in_3d=True)
         return False
 
+    def _pointer_rests(self) -> None:
+        """A click may follow there: have it prepared, unless something else is going on at the pointer."""
+        pointed_at, self._pointed_at = self._pointed_at, None
+        elsewhere = self._previewing or self._tool == "box" or self._pressed_3d is not None
+        if pointed_at is None or elsewhere or self.controller.points.hovered:
+            return
+        interactor, view, pixel = pointed_at
+        is_slice = view.className() == "qMRMLSliceWidget"
+        place = self._world(interactor, view, pixel) if is_slice else pick(_renderer(view), *pixel)
+        if place is not None:
+            self.controller.aim(place)
+            self._keep_polling()
+
     def _key(self, interactor: Any, pressed: bool) -> bool:
         key = (interactor.GetKeySym() or "").lower()
         if key == PREVIEW_KEY:
@@ -264,6 +295,12 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
     def _preview_toggled(self) -> None:
         self.set_previewing(self.panel.ui.previewButton.checked)
 
+    def _doubt_toggled(self) -> None:
+        if self.controller is not None:
+            self.controller.doubt_visible = self.panel.ui.doubtButton.checked
+            self.controller.sync()
+            self._keep_polling()
+
     def _model_chosen(self, *_unused: Any) -> None:
         ui, chosen = self.panel.ui, settings()
         before = model_choice(chosen)
@@ -285,13 +322,19 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         if left:
             names = ", ".join(requirement.module for requirement in left)
             self._show(Status(_("Missing: {names}. Press Install first.").format(names=names), is_error=True))
-        else:
-            self.controller.warm_up()
+            return
+        self.controller.warm_up()
+        shown = None if self.controller.volume_node is None else middle_shown(self.controller.volume_node)
+        if shown is not None:
+            self.controller.aim(shown)
 
     def _show(self, status: Status) -> None:
         if self.panel is not None:
             self.panel.show_status(status)
-        if self._timer is not None and (status.busy or self.controller.busy) and not self._timer.isActive():
+        self._keep_polling()
+
+    def _keep_polling(self) -> None:
+        if self._timer is not None and self.controller.has_work and not self._timer.isActive():
             self._timer.start()
 
     def _poll(self) -> None:
@@ -328,6 +371,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         if self.controller is not None:
             self._follow_segmentation()
             self.controller.sync()
+            self._keep_polling()
 
     def _drop_band(self) -> None:
         if self._band is not None:

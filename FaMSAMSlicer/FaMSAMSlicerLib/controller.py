@@ -20,14 +20,18 @@ import slicer
 from famsam.client import ConnectionLostError
 from famsam.errors import FamsamError, PromptError
 
+from .aiming import Aim
 from .asking import Question, fingerprint, grid_of, question
-from .engine import Engine, ModelChoice, Outcome, Step
+from .doubt import DoubtView
+from .engine import Engine, ModelChoice, Outcome, Request, Step
+from .overlay import PREVIEW, Overlay
+from .placing import box_in_seg, point_in_seg
 from .points_view import PointsView
-from .preview import Preview
 from .prompts import Prompts, SegmentState, moved, read_state, write_state
 from .scans import scan_of
 from .segments import mask_print, modifier_labelmap
-from .spaces import Point3, scan_from_seg, seg_from_world, transformed
+from .spaces import Point3
+from .status import Status
 from .translation import tr as _
 from .waiting import Asked, Waiting
 
@@ -35,21 +39,6 @@ RETRY_S = 2.0
 """So often a server that cannot be reached is asked again while something waits for it."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Status:
-    """What the panel says."""
-
-    message: str = ""
-    is_error: bool = False
-    busy: bool = False
-    latency_ms: float = 0.0
-    """From the interaction to the segment written."""
-    quality: float = 0.0
-    """Predicted IoU, 0..1."""
-    engine_ms: float = 0.0
-    """What of the latency the engine itself took."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +68,10 @@ class Controller:
         self.status = Status()
         self.points = PointsView(self.move_point, self.remove_point)
         self._on_status = on_status
-        self._preview = Preview()
+        self.doubt_visible = False  # takes effect with the next ``sync``
+        self._preview = Overlay(PREVIEW)
+        self._doubt = DoubtView()
+        self._aim = Aim()
         self._warming: Optional[Future[str]] = None
         self._running: Optional[_Running] = None
         self._waiting = Waiting()
@@ -116,8 +108,13 @@ class Controller:
 
     @property
     def busy(self) -> bool:
-        """Whether ``poll`` has to be called."""
+        """Whether something that the user has asked for is under way."""
         return self._running is not None or self._warming is not None or bool(self._waiting)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``poll`` has to be called."""
+        return self.busy or bool(self._aim) or bool(self._doubt)
 
     # --- what the user does (positions in world RAS mm) ---
 
@@ -127,7 +124,7 @@ class Controller:
 
     def box(self, corners_world: np.ndarray) -> None:
         """Frame the structure: the box around these points, (N, 3), along the scan's own axes."""
-        self._guarded(lambda: self._enqueue(Step("add_box", self._box_corners(np.asarray(corners_world)))))
+        self._guarded(lambda: self._enqueue(Step("add_box", self._framed(corners_world))))
 
     def preview(self, world: Point3, positive: bool = True, in_3d: bool = False) -> None:
         """Show what a click would do, in the 3D views as well if so; the newest wins, and any click overtakes it."""
@@ -140,7 +137,14 @@ class Controller:
         self._preview.hide()
         if self._running is not None and self._running.asked.is_preview:
             self._running = None
-            self._next()
+            self._go_on()
+
+    def aim(self, world: Point3) -> None:
+        """The pointer rests there: have encoded what a click there will look at, while there is nothing else to do."""
+        self._aim.drop()
+        with contextlib.suppress(FamsamError):  # a click there will say so
+            self._aim.at(self._request_here(Step("aim", (self._checked(world),))))
+            self._go_on()
 
     def move_point(self, index: int, point_seg: Point3) -> None:
         """A point was dragged to there (in the segmentation's own coordinates); the mask follows."""
@@ -209,6 +213,7 @@ class Controller:
         """Take everything away that is of use only while the user clicks: points in the views, preview, requests."""
         self._forget()
         self._preview.remove()
+        self._doubt.remove()
         self.points.remove()
 
     # --- what Slicer does ---
@@ -216,9 +221,10 @@ class Controller:
     def sync(self) -> None:
         """Bring the views in line with the selected segment: after undo, redo, loading, selecting another one."""
         self.points.show(self._prompts(), self.segmentation_node)
+        self._doubt.want(self._doubted_state() if self.doubt_visible else None)
 
     def poll(self) -> bool:
-        """Take what the worker has finished, write it, and hand over what waits; whether there is more to come."""
+        """Take what the worker has finished, write it, and hand over what waits; ``has_work`` after that."""
         warming, running = self._warming, self._running
         if warming is not None and warming.done():
             self._warming = None
@@ -227,31 +233,27 @@ class Controller:
             self._running = None
             self._guarded(lambda: self._take(running))
         if not self._offline or time.perf_counter() >= self._retry_at:
-            self._next()
-        return self.busy
+            self._go_on()
+        return self.has_work
 
     # --- inside ---
 
     def _forget(self) -> None:
         self._warming = self._running = None
         self._waiting.clear()
+        self._aim.drop()
 
     def _checked(self, world: Point3) -> Point3:
-        scan = scan_of(self.volume_node)
+        self._check_segment()
+        return point_in_seg(self.volume_node, self.segmentation_node, world)
+
+    def _framed(self, corners_world: np.ndarray) -> Tuple[Point3, Point3]:
+        self._check_segment()
+        return box_in_seg(self.volume_node, self.segmentation_node, corners_world)
+
+    def _check_segment(self) -> None:
         if self.segment is None:
             raise PromptError(_("No segment is selected. Add one, or select one, then click."))
-        seg = transformed(seg_from_world(self.segmentation_node), world)
-        scan.check_inside(transformed(scan_from_seg(self.volume_node, self.segmentation_node), seg))
-        return seg
-
-    def _box_corners(self, corners_world: np.ndarray) -> Tuple[Point3, Point3]:
-        r, a, s = corners_world.mean(0)
-        self._checked((r, a, s))
-        scan, to_scan = scan_of(self.volume_node), scan_from_seg(self.volume_node, self.segmentation_node)
-        scan_from_world = to_scan @ seg_from_world(self.segmentation_node)
-        lower, upper = scan.box_around(np.array([transformed(scan_from_world, corner) for corner in corners_world]))
-        seg_from_scan = np.linalg.inv(to_scan)
-        return transformed(seg_from_scan, lower), transformed(seg_from_scan, upper)
 
     def _prompt_index(self, point_index: int) -> int:
         """Points are numbered among themselves in the views, among all prompts in the session."""
@@ -269,15 +271,39 @@ class Controller:
         return prompts
 
     def _enqueue(self, step: Step) -> None:
+        self._aim.drop()
         self._waiting.add(self.segmentation_node, self.segment_id, step)
-        self._next()
+        self._go_on()
         if step.verb != "preview":
             self.sync()
 
-    def _next(self) -> None:
+    def _go_on(self) -> None:
+        """Hand over what waits; where nothing does, what is of use before the next click."""
         if self._running is None and self._waiting:
             asked = self._waiting.take()
             self._guarded(lambda: self._dispatch(asked))
+        elif not self.busy:
+            self._doubt.take()
+            if self._doubt.is_due:
+                self._doubt.ask(self.engine, self._request_here(Step("doubt")), self.volume_node)
+            if not self._doubt:
+                self._aim.go_on(self.engine)
+
+    def _request_here(self, step: Step) -> Optional[Request]:
+        """On the selected segment; None where that cannot be: what is in the way is said when the user clicks."""
+        try:
+            asked = Asked(self.segmentation_node, self.segment_id, (step,), time.perf_counter())
+            return question(asked, self.segment, self.volume_node, self.choice).request
+        except Exception:
+            logger.debug("Nothing was prepared", exc_info=True)
+            return None
+
+    def _doubted_state(self) -> Optional[Tuple[Any, ...]]:
+        """What the doubts that are shown belong to; None where there can be none."""
+        if self.segment is None or self.volume_node is None or not self.state.prompts:
+            return None
+        image = self.segment.GetRepresentation("Binary labelmap")
+        return self.segment_id, self.volume_node.GetID(), self.state.token, image.GetMTime() if image else 0
 
     def _dispatch(self, asked: Asked) -> None:
         segment = _segment(asked.node, asked.segment_id)
@@ -311,7 +337,8 @@ class Controller:
             self._say("")
             return
         if asked.is_preview:
-            self._preview.show(outcome, running.question.request.scan, self.volume_node)
+            scan = running.question.request.scan
+            self._preview.show(outcome.mask_zyx, outcome.low_xyz, scan, self.volume_node)
             self._tell(Status(_("Preview"), False, self.busy, _ms_since(asked.since), outcome.quality))
             return
         if asked.node is not self.segmentation_node:

@@ -8,6 +8,7 @@ along the session's history after an undo or redo, else by replaying the prompts
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import platform
 import uuid
@@ -22,6 +23,9 @@ from famsam.errors import FamsamError
 from .prompts import Prompt, Prompts
 from .scans import Scan
 from .spaces import Point3
+
+DOUBTFUL = 0.2
+"""A voxel is in doubt where the probability that it has been taken for the wrong side is above this."""
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +49,7 @@ class Step:
     """One thing that the user did; positions in RAS mm."""
 
     verb: str
-    """add_point, add_box, move_point, remove_point or preview"""
+    """add_point, add_box, move_point, remove_point, preview; aim: nothing is done, a click may come there"""
     points: Tuple[Point3, ...] = ()
     positive: bool = True
     index: int = -1
@@ -116,6 +120,16 @@ class Outcome:
     """Of the steps that could not be done; the others were."""
 
 
+@dataclass(frozen=True, eq=False)
+class Doubt:
+    """Where the model is not sure of the mask."""
+
+    labels_zyx: np.ndarray
+    """(z, y, x) uint8: 1 outside of the mask but perhaps part of the structure, 2 the other way round, else 0."""
+    low_xyz: np.ndarray
+    """(3,) index of its first voxel in the scan."""
+
+
 class Engine:
     """The worker. One for the whole application: the model is loaded once.
 
@@ -141,6 +155,17 @@ class Engine:
         """
         return self._thread.submit(self._warm_up, choice, scan)
 
+    def encode_ahead(self, request: Request) -> Future[bool]:
+        """Encode one view of what a click at the request's one step would look at; the future: may there be more?
+
+        A model that is not there yet is not loaded for that.
+        """
+        return self._thread.submit(self._encode_ahead, request)
+
+    def doubt(self, request: Request) -> Future[Optional[Doubt]]:
+        """Where the model is not sure of the state that the request starts from; None where that cannot be told."""
+        return self._thread.submit(self._doubt, request)
+
     def close(self) -> None:
         """Let the thread end once it has done what it is doing."""
         self._thread.shutdown(wait=False)
@@ -154,10 +179,30 @@ class Engine:
         device, precision = getattr(model, "device", None), getattr(model, "precision", None)
         return " ".join(str(part) for part in (device, precision) if part is not None)
 
-    def _run(self, request: Request) -> Outcome:
-        model = self._place.model_for(request.choice, self._load)
-        session = self._place.session_for(request.scan, model)
+    def _encode_ahead(self, request: Request) -> bool:
+        if not self._place.has_model_for(request.choice):
+            return False
+        return bool(self._session(request).encode_ahead(request.steps[0].points[0]))
+
+    def _doubt(self, request: Request) -> Optional[Doubt]:
+        if not self._place.has_model_for(request.choice):
+            return None
+        session = self._session(request)
+        told = session.uncertainty(decodes=1) if session.prompts else None  # 1: nothing is computed anew
+        if told is None or told.box_zyx is None:
+            return None
+        inside, probability = session.result.mask_in(told.box_zyx), told.probability_zyx
+        doubted_zyx = np.where(inside, 2 * (probability < 1 - DOUBTFUL), probability > DOUBTFUL)
+        return Doubt(doubted_zyx.astype(np.uint8), np.array(told.box_zyx[0][::-1]))
+
+    def _session(self, request: Request) -> Any:
+        """The session, on the request's scan and in its state."""
+        session = self._place.session_for(request.scan, self._place.model_for(request.choice, self._load))
         self._place.go_to(request.start)
+        return session
+
+    def _run(self, request: Request) -> Outcome:
+        session = self._session(request)
         if request.steps and request.steps[-1].verb == "preview":
             return _outcome(session, request.steps[-1].run(session), "", ())
         result, errors = None, []
@@ -190,8 +235,11 @@ class _Place:
     def token(self) -> str:
         return self._tokens[self._at]
 
+    def has_model_for(self, choice: ModelChoice) -> bool:
+        return self._model is not None and choice == self._choice
+
     def model_for(self, choice: ModelChoice, load: Callable[[ModelChoice], Any]) -> Any:
-        if self._model is None or choice != self._choice:
+        if not self.has_model_for(choice):
             self._end_session()
             self._model = None  # frees the old one first
             self._model, self._choice = load(choice), choice
@@ -219,17 +267,22 @@ class _Place:
         self._at += 1
 
     def go_to(self, start: Start) -> None:
-        if start.mask_zyx is not None:
-            self._session.set_mask(start.mask_zyx)
-            self.passed(uuid.uuid4().hex)
-        elif start.token in self._tokens:
-            target = self._tokens.index(start.token)
+        token = start.token if start.mask_zyx is None else _mask_token(start.mask_zyx)
+        if token in self._tokens:
+            target = self._tokens.index(token)
             while self._at != target:
                 self._session.undo() if self._at > target else self._session.redo()
                 self._at += 1 if self._at < target else -1
+            return
+        if start.mask_zyx is not None:
+            self._session.set_mask(start.mask_zyx)
         else:
             self._session.restore(_session_state(self._session, start))
-            self.passed(start.token)
+        self.passed(token)
+
+
+def _mask_token(mask_zyx: np.ndarray) -> str:
+    return hashlib.blake2b(np.packbits(mask_zyx).tobytes(), digest_size=16).hexdigest()
 
 
 def _session_state(session: Any, start: Start) -> Dict[str, Any]:

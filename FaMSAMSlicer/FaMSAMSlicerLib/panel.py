@@ -9,7 +9,7 @@ import qt
 import slicer
 from slicer.i18n import tr as _
 
-from .controller import Status
+from .status import Status
 
 _RESOURCES = os.path.join(os.path.dirname(os.path.dirname(__file__)), "Resources")
 
@@ -77,10 +77,11 @@ class Panel:
         selector.setCurrentIndex(selector.findText(chosen))
 
     def show_server(self, address: str, token: str) -> None:
-        """Which server computes; the choices that are the server's then are greyed."""
+        """Which server computes; what this machine must compute itself is greyed then."""
         self.ui.serverAddress.text, self.ui.serverToken.text = address, token
         self.ui.serverToken.enabled = bool(address)
-        for widget in (self.ui.modelFile, self.ui.deviceSelector, self.ui.precisionSelector):
+        ours = (self.ui.modelFile, self.ui.deviceSelector, self.ui.precisionSelector, self.ui.doubtButton)
+        for widget in ours:
             widget.enabled = not address
 
     def on_click(self, button: str, slot: Callable[[], None]) -> None:

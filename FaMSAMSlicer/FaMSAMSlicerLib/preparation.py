@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, List
+from typing import Any, List, Optional
 
 import slicer
 from famsam.errors import VolumeError
 
 from .scans import scan_of
+from .spaces import Point3
 from .translation import tr as _
 
 
@@ -50,6 +51,20 @@ def shown_volume() -> Any:
             return node
     volumes = _nodes("vtkMRMLVolumeNode")
     return volumes[0] if len(volumes) == 1 else None
+
+
+def middle_shown(volume_node: Any) -> Optional[Point3]:
+    """World RAS mm of the middle of a slice view that has a volume in its background; None if there is none."""
+    views = [
+        view for view in _nodes("vtkMRMLSliceCompositeNode") if view.GetBackgroundVolumeID() == volume_node.GetID()
+    ]
+    names = {view.GetLayoutName() for view in views}
+    for view in _nodes("vtkMRMLSliceNode"):
+        if view.GetLayoutName() in names and view.IsMappedInLayout():
+            width, height, _depth = view.GetDimensions()
+            r, a, s, _one = view.GetXYToRAS().MultiplyPoint((width / 2, height / 2, 0.0, 1.0))
+            return r, a, s
+    return None
 
 
 def _nodes(class_name: str) -> List[Any]:

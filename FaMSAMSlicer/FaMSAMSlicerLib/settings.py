@@ -22,7 +22,7 @@ class Settings:
     """
     modelFile - weights file; empty for the bundled model.
     device - "auto", "cpu", "cuda", "cuda:1", "mps".
-    precision - "auto", "fp32", "bf16", "fp16".
+    precision - "auto", "fp32", "bf16", "fp16", "int8".
     pointsVisible - whether the points are shown in the views.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 try:
@@ -40,3 +42,20 @@ if HAVE_SLICER:
     @pytest.fixture
     def world(make_world):
         return make_world()
+
+    @pytest.fixture
+    def app(monkeypatch):
+        pytest.importorskip("PySide6", reason="the panels run on PySide6 (pip install PySide6-Essentials)")
+        import qt_host
+        from application import Application
+
+        # Cycles that hold Qt objects must not be collected on the worker's thread, where destroying them crashes.
+        gc.collect()
+        gc.disable()
+        application = Application(monkeypatch)
+        yield application
+        application.widget.cleanup()
+        application.engine.close()
+        gc.enable()
+        gc.collect()
+        assert not qt_host.slot_errors

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import importlib
 import sys
-import time
 import unittest
 from pathlib import Path
 
@@ -19,98 +17,10 @@ pytest.importorskip("PySide6", reason="the panels run on PySide6 (pip install Py
 
 import qt_host
 from FaMSAMSlicerLib import engine as engine_module
-from FaMSAMSlicerLib.engine import Engine
 from FaMSAMSlicerLib.requirements import Requirement
 from PySide6 import QtCore, QtWidgets
 from region_model import RegionModel
 from worlds import dice, two_balls
-
-
-class Application:
-    """The module, entered, with a scan loaded; the engine's model is the test's."""
-
-    def __init__(self, monkeypatch):
-        qt_host.install()
-        qt_host.slot_errors.clear()
-        host.scene()
-
-        import FaMSAMSlicer
-
-        self.engine = Engine(lambda choice: RegionModel())
-        effect_file = importlib.import_module("FaMSAMSlicerLib.SegmentEditorFaMSAMEffect")
-        monkeypatch.setattr(effect_file, "shared_engine", lambda: self.engine)
-        qt_host.ScriptedEffect.factory.clear()
-        self.module = FaMSAMSlicer.FaMSAMSlicer(type("Parent", (), {})())
-        slicer.app.startupCompleted.emit()
-        assert not qt_host.slot_errors, qt_host.slot_errors
-        voxels, self.balls = two_balls()
-        self.volume = host.volume(voxels, np.eye(4))
-        self.parent = qt_host.qMRMLWidget()
-        self.parent.isEntered = True
-        self.widget = FaMSAMSlicer.FaMSAMSlicerWidget(self.parent)
-        self.widget.setup()
-        self.widget.enter()
-
-    @property
-    def effect(self):
-        return self.widget.editor.activeEffect().self()
-
-    @property
-    def node(self):
-        return self.effect.controller.segmentation_node
-
-    @property
-    def ui(self):
-        return self.effect.panel.ui
-
-    def mask(self):
-        return host.segment_mask(self.node, self.effect.controller.segment_id, self.balls[0].shape)
-
-    def center(self, ball):
-        return tuple(float(v) for v in np.argwhere(self.balls[ball]).mean(0).round()[::-1])
-
-    def start(self):
-        self.widget.ui.startButton.checked = True
-        self.settle()
-
-    def settle(self):
-        """Run the application's events until the effect's timer has stopped, or a server cannot be reached."""
-        for _ in range(2000):
-            qt_host.APPLICATION.processEvents()
-            if self.effect._timer is None or not self.effect._timer.isActive() or self.effect.controller._offline:
-                break
-            time.sleep(0.005)
-        assert not qt_host.slot_errors
-
-    def send(self, event, view, pixel=(0, 0), control=0, shift=0, key=""):
-        view.interactor.SetEventInformation(pixel[0], pixel[1], control, shift, "\0", 0, key)
-        return self.effect.processInteractionEvents(view.interactor, getattr(vtk.vtkCommand, event), view)
-
-    def click(self, view, world, **keys):
-        pixel = view.pixel(world)
-        used = self.send("LeftButtonPressEvent", view, pixel, **keys)
-        self.send("LeftButtonReleaseEvent", view, pixel, **keys)
-        self.settle()
-        return used
-
-
-@pytest.fixture(autouse=True)
-def collect_on_this_thread():
-    """Cycles that hold Qt objects must not be collected on the worker's thread, where destroying them crashes."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-    gc.collect()
-
-
-@pytest.fixture
-def app(monkeypatch):
-    application = Application(monkeypatch)
-    yield application
-    application.widget.cleanup()
-    application.engine.close()
-    assert not qt_host.slot_errors
 
 
 def test_start_makes_what_is_missing_and_says_what_to_do(app):
