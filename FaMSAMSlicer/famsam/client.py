@@ -22,7 +22,8 @@ from .connection import Connection, ConnectionLostError, ServerRefusal
 from .errors import FamsamError, PromptError, SessionError
 from .geometry import Box, bounding_box, box_slices
 from .server.nrrd import nrrd_chunks
-from .server.packing import pack_bits, unpack_bits
+from .server.packing import pack_bits, unpack_bits, unpack_probabilities
+from .uncertainty_map import Uncertainty
 from .volume import Volume
 
 Point3 = Sequence[float]
@@ -30,7 +31,7 @@ Request = Tuple[str, str, Any]  # method, path below the session's, body
 
 
 class Superseded(FamsamError):
-    """A newer request of the same session took the place of this preview or move."""
+    """A newer request of the same session took the place of this preview, move or work ahead."""
 
 
 class RemotePrompt(NamedTuple):
@@ -86,9 +87,9 @@ class RemoteResult:
 class RemoteSession:
     """``famsam.Session`` on a server: the same verbs, the same errors.
 
-    Besides ``PromptError`` and ``SessionError``, every verb may raise ``ConnectionLostError`` (try again later),
-    ``Superseded`` (previews and moves only) and ``ServerRefusal``. Undo and redo reach across a restart of the server:
-    the prompts of every step are kept here.
+    Besides ``PromptError`` and ``SessionError``, every verb may raise ``ConnectionLostError`` (try again later) and
+    ``ServerRefusal``; moves and what changes nothing may raise ``Superseded``. Undo and redo reach across a restart of
+    the server: the prompts of every step are kept here.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -170,6 +171,24 @@ class RemoteSession:
         """The result as it stands, without a changed box."""
         return RemoteResult(self._mask, None, {"quality": self._quality, "timings_ms": {}})
 
+    def uncertainty(self, decodes: int = 6) -> Uncertainty:
+        """How sure the model is of the result as it stands, voxel by voxel, in steps of 1/255.
+
+        Args:
+            decodes: at most 16; see ``famsam.Session.uncertainty``.
+
+        Raises:
+            SessionError: there is no prompt.
+            PromptError: ``decodes`` is below 1 or above 16.
+        """
+        answer = self._ask(lambda: ("GET", f"/uncertainty?decodes={int(decodes)}", None))
+        if answer["box_zyx"] is None:
+            return Uncertainty(None, np.zeros((0, 0, 0), dtype=np.float32), grid=self.volume.grid)
+        low, high = (tuple(int(n) for n in corner) for corner in answer["box_zyx"])
+        box: Any = (low, high)
+        size: Any = tuple(b - a for a, b in zip(low, high))
+        return Uncertainty(box, unpack_probabilities(answer["probabilities"], size), grid=self.volume.grid)
+
     # --- prompts ---
 
     def add_point(self, point_ras_mm: Point3, positive: bool = True) -> RemoteResult:
@@ -201,6 +220,15 @@ class RemoteSession:
         """The result as if clicked; nothing is changed."""
         body = {"point_ras_mm": _numbers(point_ras_mm), "positive": bool(positive)}
         return RemoteResult.after(self._mask, self._ask(lambda: ("POST", "/preview", body)))
+
+    def encode_ahead(self, point_ras_mm: Point3) -> bool:
+        """Prepare for a click where the pointer rests; the server does so when it has nothing else to do.
+
+        Returns:
+            True if there may be more to prepare: call again; False if all is there.
+        """
+        body = {"point_ras_mm": _numbers(point_ras_mm)}
+        return bool(self._ask(lambda: ("POST", "/encode-ahead", body))["more"])
 
     def move_point(self, index: int, point_ras_mm: Point3) -> RemoteResult:
         """Move the point prompt ``prompts[index]``."""

@@ -117,6 +117,27 @@ def test_another_segment_of_the_same_scan(remote: RemoteSession) -> None:
     other.close()
 
 
+def test_encoding_ahead_and_uncertainty_as_of_a_local_session(remote: RemoteSession, model: Any) -> None:
+    local = Session(model)
+    local.set_image(remote.volume)
+    assert remote.encode_ahead(CENTRE_RAS_MM) == local.encode_ahead(CENTRE_RAS_MM) is True
+    while remote.encode_ahead(CENTRE_RAS_MM):
+        pass
+    for session in (remote, local):
+        with pytest.raises(PromptError):
+            session.encode_ahead((9000, 0, 0))
+        with pytest.raises(SessionError):
+            session.uncertainty()
+        session.add_point(CENTRE_RAS_MM)
+    seen, expected = remote.uncertainty(decodes=2), local.uncertainty(decodes=2)
+    assert seen.box_zyx == expected.box_zyx
+    np.testing.assert_allclose(seen.probability_zyx, expected.probability_zyx, atol=0.003)
+    assert seen.expected_ml == pytest.approx(expected.expected_ml, rel=0.01)
+    for decodes in (0, 17):
+        with pytest.raises(PromptError):
+            remote.uncertainty(decodes)
+
+
 def test_a_restarted_server_goes_on_from_the_prompts(model: Any) -> None:
     with live(create_app(model)) as first:
         remote = RemoteSession(Connection(str(first.base_url)))

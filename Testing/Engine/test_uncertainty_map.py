@@ -24,4 +24,5 @@ def test_volume_and_doubt_on_a_tilted_grid() -> None:
 
 def test_it_needs_no_torch() -> None:
     code = "import sys, famsam.uncertainty_map; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}).returncode == 0
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment).returncode == 0

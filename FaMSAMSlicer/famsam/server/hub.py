@@ -8,18 +8,18 @@ import secrets
 import shutil
 import tempfile
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, AsyncIterator, Callable, Dict, List, Optional, TypeVar
+from typing import Any, AsyncIterator, Callable, Dict, Iterator, List, Optional, TypeVar
 
 import anyio
 import anyio.to_thread
 
+from ..embeddings import Embeddings
 from ..errors import FamsamError
-from ..segmenter import SegmenterOptions
 from ..session import Session
-from .fairness import FairTurns, SharedModel
+from .fairness import FairTurns, ModelBusyError, SharedModel
 from .intake import Intake, take_in
 from .limits import MIB, Limits
 
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 WORKERS = 8
+IDLE_PATIENCE_S = 2.0  # what is to be done while nothing else is waits so long for that, and is then given up
+CHANGE, LOOK, AHEAD = "change", "look", "ahead"  # kinds of requests; any other is a change that outdates its like
 ABANDONED_S = 60.0  # a scan without a session is given so long to get one before its place may be taken
 
 
@@ -41,11 +43,12 @@ class ServerError(FamsamError):
 
 @dataclass(eq=False)
 class OpenScan:
-    """A scan in memory, and the private folder that it was read from."""
+    """A scan in memory, the private folder that it was read from, and what its sessions have encoded of it."""
 
     id: str
     intake: Intake
     folder: Path
+    embeddings: Embeddings
     used_s: float = field(default_factory=time.monotonic)
 
     @property
@@ -54,17 +57,49 @@ class OpenScan:
 
 
 @dataclass(eq=False)
+class Asked:
+    """A request of a session, from its arrival on."""
+
+    kind: str
+    superseded: bool = False
+
+
+@dataclass(eq=False)
 class OpenSession:
     """One segment's session; its requests are answered one after the other, in the order in which they came."""
 
     id: str
     scan: OpenScan
+    model: SharedModel
     session: Session
     used_s: float = field(default_factory=time.monotonic)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     waiting: int = 0
-    newest_request: int = 0
+    last_ahead: Optional[Asked] = None
+    last_look: Optional[Asked] = None
+    last_change: Optional[Asked] = None
     history_bytes: int = 0
+
+    def arrived(self, kind: str) -> Asked:
+        """Note a request, and which older ones give way to it if they still wait.
+
+        Work ahead gives way to anything, a look to anything else, a move of a point to that point's next one if nothing
+        else is changed in between, and other changes to nothing.
+        """
+        asked = Asked(kind)
+        outdated = [self.last_ahead] if kind == AHEAD else [self.last_ahead, self.last_look]
+        if kind == AHEAD:
+            self.last_ahead = asked
+        elif kind == LOOK:
+            self.last_look = asked
+        else:
+            if self.last_change is not None and self.last_change.kind == kind != CHANGE:
+                outdated.append(self.last_change)
+            self.last_change = asked
+        for older in outdated:
+            if older is not None:
+                older.superseded = True
+        return asked
 
 
 class Hub:
@@ -86,6 +121,8 @@ class Hub:
         self._uploads = asyncio.Semaphore(limits.uploads_at_once)
         self._arriving = 0
         self._waiting = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def close(self) -> None:
         """Forget every scan and remove what lies on disk."""
@@ -157,7 +194,7 @@ class Hub:
                 "busy",
                 f"the open scans take {held // MIB} of {self.limits.all_volumes_bytes // MIB} MiB; close one",
             )
-        scan = OpenScan(secrets.token_urlsafe(18), intake, folder)
+        scan = OpenScan(secrets.token_urlsafe(18), intake, folder, Embeddings(self.limits.cached_embeddings))
         self._scans[scan.id] = scan
         return scan
 
@@ -184,11 +221,11 @@ class Hub:
         if len(self._sessions) >= self.limits.sessions:
             raise ServerError(503, "busy", f"{self.limits.sessions} sessions are open already; close one, or try later")
         shared: Any = SharedModel(self.model, self._turns)
-        session = Session(shared, SegmenterOptions(cached_embeddings=self.limits.cached_embeddings))
-        opened = OpenSession(secrets.token_urlsafe(18), scan, session)
+        session = Session(shared)
+        opened = OpenSession(secrets.token_urlsafe(18), scan, shared, session)
         self._sessions[opened.id] = opened
         try:
-            await self.in_thread(session.set_image, scan.volume)
+            await self.in_thread(session.set_image, scan.volume, scan.embeddings)
         except BaseException:
             del self._sessions[opened.id]
             raise
@@ -208,27 +245,21 @@ class Hub:
         """Forget a session."""
         del self._sessions[self.session(session_id).id]
 
-    async def ask(self, session_id: str, work: Callable[[OpenSession], T], *, supersedable: bool = False) -> T:
+    async def ask(self, session_id: str, work: Callable[[OpenSession], T], *, kind: str = CHANGE) -> T:
         """Do a session's work when its turn has come, in a thread.
 
         Args:
             session_id: whose.
             work: called with the session.
-            supersedable: give up (409) if by its turn a newer request of the session has come.
+            kind: ``LOOK`` is given up (409) if by its turn anything newer of the session has come; a kind other than
+                that and ``CHANGE`` if the session's next change is of the same kind.
         """
         opened = self.session(session_id)
-        if opened.waiting >= self.limits.waiting_per_session or self._waiting >= self.limits.waiting:
-            raise ServerError(
-                429, "busy", "too many requests are waiting already; wait for an answer before asking more"
-            )
-        opened.waiting += 1
-        self._waiting += 1
-        opened.newest_request += 1
-        mine = opened.newest_request
-        try:
+        self._refuse_when_crowded(opened)
+        asked = opened.arrived(kind)
+        with self._counted(opened):
             async with opened.lock:
-                if supersedable and mine != opened.newest_request:
-                    raise ServerError(409, "superseded", "a newer request of this session took this one's place")
+                _give_way(asked)
                 self.session(session_id)  # it may have been closed meanwhile
                 if opened.history_bytes > self.limits.history_bytes:
                     self.close_session(session_id)
@@ -236,13 +267,61 @@ class Hub:
                         404, "not_found", "the undo history became too large; go on from the prompts in a new session"
                     )
                 return await self.in_thread(work, opened)
+
+    async def ask_when_idle(self, session_id: str, work: Callable[[OpenSession], T]) -> T:
+        """Do a session's work while nobody has anything else to do here; only one such work is done at a time.
+
+        Raises:
+            ModelBusyError: there was something else to do all the time.
+            ServerError: anything newer of the session has come (409).
+        """
+        opened = self.session(session_id)
+        self._refuse_when_crowded(opened)
+        asked = opened.arrived(AHEAD)
+        end_s = time.monotonic() + IDLE_PATIENCE_S
+        opened.waiting += 1
+        try:
+            while self._waiting:
+                try:
+                    await asyncio.wait_for(self._idle.wait(), max(0.0, end_s - time.monotonic()))
+                except asyncio.TimeoutError:
+                    raise ModelBusyError("the server had other things to do") from None
+                _give_way(asked)
+        finally:
+            opened.waiting -= 1
+        with self._counted(opened):
+            async with opened.lock:
+                self.session(session_id)
+                return await self.in_thread(work, opened)
+
+    def _refuse_when_crowded(self, opened: OpenSession) -> None:
+        if opened.waiting >= self.limits.waiting_per_session or self._waiting >= self.limits.waiting:
+            raise ServerError(
+                429, "busy", "too many requests are waiting already; wait for an answer before asking more"
+            )
+
+    @contextmanager
+    def _counted(self, opened: OpenSession) -> Iterator[None]:
+        """A request that waits or is answered."""
+        opened.waiting += 1
+        self._waiting += 1
+        self._idle.clear()
+        try:
+            yield
         finally:
             opened.waiting -= 1
             self._waiting -= 1
+            if not self._waiting:
+                self._idle.set()
 
     async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Run blocking work in one of the few worker threads."""
         return await anyio.to_thread.run_sync(function, *args, limiter=self._threads)
+
+
+def _give_way(asked: Asked) -> None:
+    if asked.superseded:
+        raise ServerError(409, "superseded", "a newer request of this session took this one's place")
 
 
 def hub_of(app: Any) -> Hub:

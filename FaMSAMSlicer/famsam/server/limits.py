@@ -33,8 +33,8 @@ class Limits:
     """Sessions (one for each segment) open at once."""
     prompts: int = 500
     """Points and boxes of one session."""
-    cached_embeddings: int = 4
-    """Encoded crops that one session keeps, about 10 MiB each."""
+    cached_embeddings: int = 16
+    """Encoded views kept for one scan, about 10 MiB each; its sessions share them."""
     history_bytes: int = 256 * MIB
     """Size of one session's undo history; one that outgrew it is closed, and goes on from its prompts in a new one."""
     uploads_at_once: int = 2

@@ -16,6 +16,7 @@ Size = Annotated[List[int], Field(min_length=3, max_length=3)]
 Lengths = Annotated[List[float], Field(min_length=3, max_length=3)]
 Matrix = Annotated[List[Annotated[List[float], Field(min_length=4, max_length=4)]], Field(min_length=4, max_length=4)]
 Colour = Annotated[str, Field(pattern=r"^#[0-9A-Fa-f]{6}$", description="red, green, blue as #rrggbb")]
+BINARY: Dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
 
 class Body(BaseModel):
@@ -67,6 +68,14 @@ class PointRequest(Body):
     positive: bool = True
 
 
+class AheadRequest(Body):
+    point_ras_mm: Point
+
+
+class AheadAnswer(BaseModel):
+    more: Annotated[bool, Field(description="whether there may be more to prepare: ask again while nothing else is up")]
+
+
 class MoveRequest(Body):
     point_ras_mm: Point
     continues: Annotated[bool, Field(description="a drag goes on: takes the place of the last move in the history")] = (
@@ -106,6 +115,18 @@ class Update(BaseModel):
         Optional[Dict[str, Any]],
         Field(description="the prompts with their history: keep it, and a later session restores from it"),
     ]
+
+
+class UncertaintyAnswer(BaseModel):
+    """The calibrated probability of each voxel around a result."""
+
+    box_zyx: Annotated[
+        Optional[VoxelBox], Field(description="half-open box of the map; null if the model saw nothing where it looked")
+    ]
+    probabilities: Annotated[
+        str, Field(description="one byte a voxel of the box, x fastest: 255 is certain; zlib; base64")
+    ]
+    expected_ml: Annotated[float, Field(description="the sum of all probabilities, as a volume")]
 
 
 class StateAnswer(BaseModel):

@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 from famsam import Session, Volume
-from famsam.server.packing import pack_bits, unpack_bits
+from famsam.server.packing import pack_bits, unpack_bits, unpack_probabilities
 from server_fixtures import CENTRE_RAS_MM, RAS_FROM_IJK, SIZE_ZYX, ball_zyx
 
 OTHER_RAS_MM = (RAS_FROM_IJK @ (16, 14, 11, 1))[:3].tolist()
@@ -96,6 +96,37 @@ def test_preview_changes_nothing(client: Any, session: str, local: Session) -> N
     assert update["state"] is None
     assert update["box_zyx"] == [list(corner) for corner in expected.changed_box_zyx]
     assert client.get(f"/v1/sessions/{session}/state").json()["state"] == before
+
+
+def test_the_uncertainty_is_that_of_a_local_session(client: Any, session: str, local: Session) -> None:
+    url = f"/v1/sessions/{session}"
+    early = client.get(f"{url}/uncertainty")
+    assert early.status_code == 409 and "click first" in early.json()["detail"]
+    client.post(f"{url}/points", json={"point_ras_mm": CENTRE_RAS_MM})
+    local.add_point(CENTRE_RAS_MM)
+    before = client.get(f"{url}/state").json()
+    for decodes in (1, 4):
+        answer = client.get(f"{url}/uncertainty", params={"decodes": decodes}).json()
+        expected = local.uncertainty(decodes)
+        assert answer["box_zyx"] == [list(corner) for corner in expected.box_zyx]
+        seen = unpack_probabilities(answer["probabilities"], expected.probability_zyx.shape)
+        np.testing.assert_allclose(seen, expected.probability_zyx, atol=0.5 / 255 + 1e-4)
+        assert answer["expected_ml"] == pytest.approx(expected.expected_ml, rel=1e-3)
+    assert client.get(f"{url}/state").json() == before
+    for wrong in (0, 17, "many"):
+        assert client.get(f"{url}/uncertainty", params={"decodes": wrong}).status_code == 422
+
+
+def test_an_answer_holds_the_changed_box_alone_and_is_small(client: Any, session: str, local: Session) -> None:
+    for point, positive in ((CENTRE_RAS_MM, True), (OTHER_RAS_MM, False)):
+        answer = client.post(
+            f"/v1/sessions/{session}/points", json={"point_ras_mm": point, "positive": positive}
+        ).json()
+        expected = local.add_point(point, positive)
+        box = expected.changed_box_zyx
+        assert answer["box_zyx"] == [list(corner) for corner in box]
+        voxels = int(np.prod(np.subtract(box[1], box[0])))
+        assert len(answer["bits"]) < voxels / 8 * 4 / 3 + 40  # a bit a voxel, in base64, before it is compressed
 
 
 def test_mask_in_and_out(client: Any, session: str) -> None:

@@ -10,7 +10,8 @@ from typing import Any, Iterator, List
 import httpx
 import pytest
 from famsam.server.app import create_app
-from famsam.server.fairness import FairTurns, SharedModel
+from famsam.server.fairness import FairTurns, ModelBusyError, SharedModel
+from famsam.server.hub import AHEAD, CHANGE, LOOK, OpenSession
 from famsam.server.limits import Limits
 from server_fixtures import CENTRE_RAS_MM, RAS_FROM_IJK, ball_zyx, live, nifti_bytes, upload
 
@@ -22,8 +23,13 @@ class GatedModel:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        self.encodes = 0
         self.gate = threading.Event()
         self.at_gate = threading.Event()
+
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
+        self.encodes += 1
+        return self._model.encode(*args, **kwargs)
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         self.at_gate.set()
@@ -41,7 +47,7 @@ def gated(model: Any) -> GatedModel:
 
 @pytest.fixture
 def client(gated: GatedModel) -> Iterator[httpx.Client]:
-    app = create_app(gated, limits=Limits(waiting_per_session=3))
+    app = create_app(gated, limits=Limits(waiting_per_session=4))
     with live(app) as opened:
         opened.app = app  # type: ignore[attr-defined]
         yield opened
@@ -118,6 +124,145 @@ def test_a_click_gets_in_between_the_calls_of_anothers_long_work() -> None:
     assert order == ["scan", "click", "scan", "scan", "scan", "scan"]
 
 
+def test_who_is_not_to_wait_is_told_that_the_model_is_in_use() -> None:
+    turns, entered = FairTurns(), []
+    with turns.turn(Someone()), pytest.raises(ModelBusyError), turns.turn(Someone(), waits=False):
+        entered.append("while it was in use")
+    with turns.turn(Someone(), waits=False):
+        entered.append("when it was free")
+    assert entered == ["when it was free"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "given_up"),
+    [
+        ([LOOK, LOOK, CHANGE], [True, True, False]),
+        ([LOOK, AHEAD], [False, False]),
+        ([AHEAD, LOOK, AHEAD, AHEAD], [True, False, True, False]),
+        ([CHANGE, CHANGE], [False, False]),
+        (["move 1", LOOK, "move 1"], [True, True, False]),
+        (["move 1", "move 2"], [False, False]),
+        (["move 1", CHANGE, "move 1"], [False, False, False]),  # what lies between may have renumbered the points
+    ],
+    ids=str,
+)
+def test_what_gives_way_to_what(kinds: List[str], given_up: List[bool]) -> None:
+    session = OpenSession("id", None, None, None)  # type: ignore[arg-type]
+    assert [asked.superseded for asked in [session.arrived(kind) for kind in kinds]] == given_up
+
+
+def opened(client: httpx.Client, volume: Any = None) -> Any:
+    volume = volume or upload(client, nifti_bytes(ball_zyx())).json()["id"]
+    return volume, client.post(f"/v1/volumes/{volume}/sessions").json()["id"]
+
+
+def ahead(client: httpx.Client, session: str, point: Any = OTHER_RAS_MM) -> httpx.Response:
+    return client.post(f"/v1/sessions/{session}/encode-ahead", json={"point_ras_mm": point})
+
+
+def test_encoding_ahead_leaves_nothing_to_encode_for_the_click(client: httpx.Client, gated: GatedModel) -> None:
+    gated.gate.set()
+    volume, session = opened(client)
+    while ahead(client, session, CENTRE_RAS_MM).json()["more"]:
+        pass
+    encoded = gated.encodes
+    assert encoded > 0
+    _, sibling = opened(client, volume)  # has what was encoded for the other session of the scan
+    assert ahead(client, sibling, CENTRE_RAS_MM).json() == {"more": False}
+    assert client.get(f"/v1/sessions/{session}/state").json()["state"]["prompts"] == []
+    assert gated.encodes == encoded
+
+
+def test_sessions_of_a_scan_encode_once_and_see_what_a_lone_one_sees(client: httpx.Client, gated: GatedModel) -> None:
+    gated.gate.set()
+    volume, first = opened(client)
+    answers, encodes = [], []
+    for session in (first, opened(client, volume)[1], opened(client)[1]):
+        gated.encodes = 0
+        for positive, point in ((True, CENTRE_RAS_MM), (False, OTHER_RAS_MM)):
+            body = {"point_ras_mm": point, "positive": positive}
+            answers.append(client.post(f"/v1/sessions/{session}/points", json=body).json())
+        encodes.append(gated.encodes)
+    assert encodes[0] > 0 and encodes[1] == 0 and encodes[2] == encodes[0]
+    for one, other in zip(answers[:2] * 2, answers[2:]):
+        assert {**one, "timings_ms": None} == {**other, "timings_ms": None}
+
+
+def test_encoding_ahead_waits_until_nobody_clicks(
+    client: httpx.Client, gated: GatedModel, pool: ThreadPoolExecutor
+) -> None:
+    _, clicking = opened(client)
+    _, resting = opened(client)
+    click = pool.submit(client.post, f"/v1/sessions/{clicking}/points", json={"point_ras_mm": CENTRE_RAS_MM})
+    assert gated.at_gate.wait(60)
+    encoded = gated.encodes
+    waits = pool.submit(ahead, client, resting)
+    hub = client.app.state.hub  # type: ignore[attr-defined]
+    wait_until(lambda: hub.session(resting).waiting == 1)
+    assert gated.encodes == encoded
+    gated.gate.set()
+    assert click.result(60).status_code == 200 and waits.result(60).json() == {"more": True}
+
+
+def test_encoding_ahead_gives_way_to_a_click_of_its_own_session(
+    client: httpx.Client, gated: GatedModel, pool: ThreadPoolExecutor
+) -> None:
+    _, clicking = opened(client)
+    _, resting = opened(client)
+    click = pool.submit(client.post, f"/v1/sessions/{clicking}/points", json={"point_ras_mm": CENTRE_RAS_MM})
+    assert gated.at_gate.wait(60)
+    waits = pool.submit(ahead, client, resting)
+    hub = client.app.state.hub  # type: ignore[attr-defined]
+    wait_until(lambda: hub.session(resting).waiting == 1)
+    own = pool.submit(client.post, f"/v1/sessions/{resting}/points", json={"point_ras_mm": CENTRE_RAS_MM})
+    wait_until(lambda: hub.session(resting).waiting == 2)
+    gated.gate.set()
+    assert waits.result(60).json()["code"] == "superseded"
+    assert own.result(60).status_code == click.result(60).status_code == 200
+
+
+def test_encoding_ahead_is_put_off_where_something_is_always_up(
+    client: httpx.Client, gated: GatedModel, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("famsam.server.hub.IDLE_PATIENCE_S", 0.05)
+    _, clicking = opened(client)
+    _, resting = opened(client)
+    click = pool.submit(client.post, f"/v1/sessions/{clicking}/points", json={"point_ras_mm": CENTRE_RAS_MM})
+    assert gated.at_gate.wait(60)
+    encoded = gated.encodes
+    assert ahead(client, resting).json() == {"more": True} and gated.encodes == encoded
+    gated.gate.set()
+    assert click.result(60).status_code == 200
+
+
+def test_the_newest_place_of_a_dragged_point_counts(
+    client: httpx.Client, gated: GatedModel, pool: ThreadPoolExecutor
+) -> None:
+    gated.gate.set()
+    _, session = opened(client)
+    url = f"/v1/sessions/{session}"
+    client.post(f"{url}/points", json={"point_ras_mm": CENTRE_RAS_MM})
+    gated.gate.clear()
+    gated.at_gate.clear()
+    places = [(RAS_FROM_IJK @ (15 + step, 12, 10, 1))[:3].tolist() for step in range(3)]
+    hub = client.app.state.hub  # type: ignore[attr-defined]
+
+    def move(place: List[float]) -> Future[httpx.Response]:
+        return pool.submit(client.put, f"{url}/points/0", json={"point_ras_mm": place})
+
+    moves = [move(places[0])]
+    assert gated.at_gate.wait(60)
+    for number, place in enumerate(places[1:], 2):
+        moves.append(move(place))
+        wait_until(lambda n=number: hub._waiting == n)
+    looking = pool.submit(client.post, f"{url}/preview", json={"point_ras_mm": OTHER_RAS_MM})
+    wait_until(lambda: hub._waiting == 4)
+    gated.gate.set()
+    assert [done.result(60).status_code for done in (*moves, looking)] == [200, 409, 200, 200]
+    (prompt,) = client.get(f"{url}/state").json()["state"]["prompts"]
+    assert prompt["ras_mm"] == places[-1]
+
+
 def test_previews_give_way_to_newer_requests_and_clicks_do_not(
     client: httpx.Client, gated: GatedModel, pool: ThreadPoolExecutor
 ) -> None:
@@ -134,11 +279,13 @@ def test_previews_give_way_to_newer_requests_and_clicks_do_not(
     wait_until(lambda: hub._waiting == 2)
     second_click = ask("points", OTHER_RAS_MM)
     wait_until(lambda: hub._waiting == 3)
+    third_click = ask("points", CENTRE_RAS_MM)
+    wait_until(lambda: hub._waiting == 4)
     one_too_many = ask("points", CENTRE_RAS_MM).result(60)
     assert one_too_many.status_code == 429 and one_too_many.headers["retry-after"]
     gated.gate.set()
     superseded = old_preview.result(60)
     assert superseded.status_code == 409 and superseded.json()["code"] == "superseded"
-    assert first_click.result(60).status_code == second_click.result(60).status_code == 200
+    assert {click.result(60).status_code for click in (first_click, second_click, third_click)} == {200}
     prompts = client.get(f"/v1/sessions/{session}/state").json()["state"]["prompts"]
-    assert [prompt["ras_mm"] for prompt in prompts] == [CENTRE_RAS_MM, OTHER_RAS_MM]
+    assert [prompt["ras_mm"] for prompt in prompts] == [CENTRE_RAS_MM, OTHER_RAS_MM, CENTRE_RAS_MM]
