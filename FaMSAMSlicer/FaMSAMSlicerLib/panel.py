@@ -77,11 +77,10 @@ class Panel:
         selector.setCurrentIndex(selector.findText(chosen))
 
     def show_server(self, address: str, token: str) -> None:
-        """Which server computes; what this machine must compute itself is greyed then."""
+        """Which server computes; the choices that are the server's then are greyed."""
         self.ui.serverAddress.text, self.ui.serverToken.text = address, token
         self.ui.serverToken.enabled = bool(address)
-        ours = (self.ui.modelFile, self.ui.deviceSelector, self.ui.precisionSelector, self.ui.doubtButton)
-        for widget in ours:
+        for widget in (self.ui.modelFile, self.ui.deviceSelector, self.ui.precisionSelector):
             widget.enabled = not address
 
     def on_click(self, button: str, slot: Callable[[], None]) -> None:

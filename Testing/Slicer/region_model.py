@@ -6,6 +6,7 @@ what a click must give.
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Optional, Tuple
 
 import cc3d
@@ -53,6 +54,36 @@ class RegionModel(PromptableModel):
             if label in (0, 1):
                 logits = torch.where(_region(crop, point), 4.0 if label == 1 else -4.0, logits)
         return logits, torch.full((1, 1), 0.9)
+
+
+class CountingModel(RegionModel):
+    """Counts encodes and decodes in their order; encodes only while ``gate`` is open."""
+
+    def __init__(self):
+        super().__init__()
+        self.done, self.gate, self.entered, self.error = [], threading.Event(), threading.Event(), None
+        self.gate.set()
+
+    def encode(self, *args, **kwargs):
+        self.entered.set()
+        assert self.gate.wait(60)
+        self.done.append("encode")
+        if self.error is not None:
+            raise self.error
+        return super().encode(*args, **kwargs)
+
+    def decode(self, *args, **kwargs):
+        self.done.append("decode")
+        return super().decode(*args, **kwargs)
+
+
+class SoftModel(RegionModel):
+    """Less and less sure toward the border of what it finds."""
+
+    def decode(self, *args, **kwargs):
+        logits, iou = super().decode(*args, **kwargs)
+        kernel = torch.ones(1, 1, 3, 3, 3) / 27
+        return functional.conv3d(functional.conv3d(logits, kernel, padding=1), kernel, padding=1), iou
 
 
 def _region(crop: Tensor, point: Tensor) -> Tensor:

@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-
 import host
 import numpy as np
 import pytest
 import slicer
 from FaMSAMSlicerLib.engine import Engine, ModelChoice
 from FaMSAMSlicerLib.preparation import middle_shown
-from region_model import RegionModel
+from region_model import CountingModel
 from worlds import dice
-
-
-class CountingModel(RegionModel):
-    """Counts encodes and decodes in their order; encodes only while ``gate`` is open."""
-
-    def __init__(self):
-        super().__init__()
-        self.done, self.gate, self.entered, self.error = [], threading.Event(), threading.Event(), None
-        self.gate.set()
-
-    def encode(self, *args, **kwargs):
-        self.entered.set()
-        assert self.gate.wait(60)
-        self.done.append("encode")
-        if self.error is not None:
-            raise self.error
-        return super().encode(*args, **kwargs)
-
-    def decode(self, *args, **kwargs):
-        self.done.append("decode")
-        return super().decode(*args, **kwargs)
 
 
 @pytest.fixture

@@ -6,20 +6,9 @@ import host
 import numpy as np
 import pytest
 import slicer
-import torch
 from FaMSAMSlicerLib.engine import DOUBTFUL, Engine
 from FaMSAMSlicerLib.segments import image_matrix, labelmap_view
-from region_model import RegionModel
-from torch.nn import functional
-
-
-class SoftModel(RegionModel):
-    """Less and less sure toward the border of what it finds."""
-
-    def decode(self, *args, **kwargs):
-        logits, iou = super().decode(*args, **kwargs)
-        kernel = torch.ones(1, 1, 3, 3, 3) / 27
-        return functional.conv3d(functional.conv3d(logits, kernel, padding=1), kernel, padding=1), iou
+from region_model import SoftModel
 
 
 @pytest.fixture

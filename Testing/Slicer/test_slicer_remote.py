@@ -26,7 +26,8 @@ from famsam.server.app import create_app  # noqa: E402
 from famsam.server.security import Access  # noqa: E402
 from FaMSAMSlicerLib.engine import Engine, ModelChoice  # noqa: E402
 from FaMSAMSlicerLib.prompts import SegmentState, tag_text, write_state  # noqa: E402
-from region_model import RegionModel  # noqa: E402
+from FaMSAMSlicerLib.segments import labelmap_view  # noqa: E402
+from region_model import CountingModel, RegionModel, SoftModel  # noqa: E402
 from server_fixtures import live  # noqa: E402
 from worlds import dice  # noqa: E402
 
@@ -34,8 +35,8 @@ ROOT = Path(__file__).parents[2]
 TOKEN = "correct-horse-battery"
 
 
-def a_server():
-    return live(create_app(RegionModel(), access=Access(token=TOKEN)))
+def a_server(model=None):
+    return live(create_app(model or RegionModel(), access=Access(token=TOKEN)))
 
 
 @pytest.fixture
@@ -66,6 +67,36 @@ def test_clicks_undo_and_segments_as_with_a_local_model(remote_world, make_world
         for segment in ("first", "second"):
             np.testing.assert_array_equal(remote_world.mask(segment), local.mask(segment))
         assert dice(remote_world.mask("second"), remote_world.balls[1]) > 0.8
+
+
+def test_a_click_where_the_pointer_rested_only_decodes_at_the_server(remote_world):
+    model = CountingModel()
+    with a_server(model) as server:
+        remote_world.controller.choice = ModelChoice(server=str(server.base_url), token=TOKEN)
+        remote_world.controller.warm_up()
+        remote_world.controller.aim(remote_world.centre(0))
+        remote_world.settle()
+        assert model.done and set(model.done) == {"encode"} and not remote_world.mask().any()
+        model.done.clear()
+        remote_world.click(remote_world.centre(0))
+        assert model.done[0] == "decode"
+
+
+def test_doubts_of_the_server_are_those_of_a_local_model(remote_world, make_world):
+    local = make_world()
+    local.engine.close()
+    local.engine = local.controller.engine = Engine(lambda choice: SoftModel())
+    shown = []
+    with a_server(SoftModel()) as server:
+        remote_world.controller.choice = ModelChoice(server=str(server.base_url), token=TOKEN)
+        for world in (local, remote_world):
+            world.controller.doubt_visible = True
+            world.click(world.centre(0))
+            node = world.controller._doubt.overlay.node
+            image = node.GetSegmentation().GetSegment("inside").GetRepresentation("Binary labelmap")
+            shown.append(labelmap_view(image).copy())
+    assert shown[0].shape == shown[1].shape and shown[0].any()
+    assert (shown[0] == shown[1]).mean() > 0.99, "probabilities are sent in steps of 1/255"
 
 
 @contextmanager
