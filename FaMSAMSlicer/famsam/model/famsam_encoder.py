@@ -21,7 +21,6 @@ from ..errors import ConfigError
 from . import int8
 from .attention import AttentionPattern, sparse_attention
 
-
 PIECE_VOXELS = 2**16
 """So many voxels at a time pass through the steps of the equalisation."""
 
