@@ -52,6 +52,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/evaluation/metrics.py
   famsam/evaluation/report.py
   famsam/evaluation/segmenters.py
+  famsam/foresight.py
   famsam/geometry.py
   famsam/history.py
   famsam/image_files.py

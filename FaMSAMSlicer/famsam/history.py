@@ -25,6 +25,10 @@ class State:
     def last(self) -> Prediction:
         return self.predictions[-1]
 
+    def followed_by(self, prompt: Any, prediction: Prediction) -> State:
+        """The state after one more prompt."""
+        return State(self.base, (*self.prompts, prompt), (*self.predictions, prediction))
+
     def without_timings(self) -> State:
         """The same with its last prediction's timings emptied: what was gone back to was not computed."""
         return replace(self, predictions=(*self.predictions[:-1], replace(self.last, timings_ms={})))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, Generator, List, Optional, Sequence, Tuple
 
 import cc3d
 import numpy as np
@@ -81,6 +81,10 @@ class Prediction:
     timings_ms: Dict[str, float] = field(default_factory=dict)
 
 
+Steps = Generator[None, None, Prediction]
+"""The way to a prediction, with a halt after each view that had to be encoded."""
+
+
 class Segmenter:
     """A model looking at one scan; ``embeddings`` are those that others who look at it through the same model share."""
 
@@ -103,7 +107,6 @@ class Segmenter:
         """The prediction before any prompt: empty, or a mask to refine."""
         return Prediction(mask or CompactMask.empty(self.grid.size_zyx))
 
-    @torch.inference_mode()
     def step(self, prompts: Prompts, previous: Prediction, base: CompactMask) -> Prediction:
         """The prediction after the newest prompt (the last point of ``prompts``, or the last two for a box).
 
@@ -112,10 +115,20 @@ class Segmenter:
             previous: the prediction before it.
             base: the mask that the user started from, whose pieces are kept even without a click in them.
         """
+        steps = self.steps(prompts, previous, base)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                return end.value
+
+    @torch.inference_mode()
+    def steps(self, prompts: Prompts, previous: Prediction, base: CompactMask) -> Steps:
+        """As ``step``, for a caller that may want to stop in between: what was encoded by then is kept."""
         started = time.perf_counter()
         self._timings = _no_timings()
-        view, logits, quality = self._best_look(prompts, previous)
-        fine = self._refined(view, logits, prompts)
+        view, logits, quality = yield from self._best_look(prompts, previous)
+        fine = yield from self._refined(view, logits, prompts)
         with _Clock(self._timings, "paste"):
             fine = self.own_pieces(fine, view, prompts, previous.mask, base)
             mask = self.pasted(previous.mask, view, fine)
@@ -123,23 +136,18 @@ class Segmenter:
         self._timings["total"] = 1000 * (time.perf_counter() - started)
         return Prediction(mask, view, logits.half().cpu(), self.model.calibration.iou(quality), self._timings)
 
-    @torch.inference_mode()
-    def encode_ahead(self, prompts: Prompts, previous: Prediction) -> bool:
-        """Encode one of the views through which ``step`` would look first; False if none is missing."""
-        self._timings = _no_timings()
-        missing = [view for view in self._start_views(prompts, previous) if view not in self._embeddings]
-        for view in missing[:1]:
-            self.embedding(view)
-        return bool(missing)
-
-    def _best_look(self, prompts: Prompts, previous: Prediction) -> Tuple[CropBox, Tensor, float]:
+    def _best_look(
+        self, prompts: Prompts, previous: Prediction
+    ) -> Generator[None, None, Tuple[CropBox, Tensor, float]]:
         """The view to go by, its logits and predicted IoU: of several looks the one that the model trusts most.
 
         A structure seen for the first time is looked at from several distances. If it then goes on behind a face of the
         view, the view widens, unless that costs much of the trust; a closer view must not cost any.
         """
         options, newest = self.options, prompts.points_zyx[-1]
-        looks = {view: self._look(view, prompts, previous) for view in self._start_views(prompts, previous)}
+        looks: Dict[CropBox, Tuple[Tensor, float]] = {}
+        for view in self._start_views(prompts, previous):
+            looks[view] = yield from self._look(view, prompts, previous)
         best = max(looks, key=lambda view: looks[view][1])
         followed = {best}
         while len(followed) < options.looks:
@@ -148,7 +156,7 @@ class Segmenter:
                 break
             wider = better.spacing_mm >= best.spacing_mm
             if better not in looks:
-                looks[better] = self._look(better, prompts, previous)
+                looks[better] = yield from self._look(better, prompts, previous)
             if looks[better][1] < looks[best][1] * (options.wider_trust if wider else 1.0):
                 break
             best = better
@@ -182,9 +190,21 @@ class Segmenter:
         bounds = bounds_of_piece_nearest(foreground, at)
         return self.chooser.better(view, bounds[0] / n, bounds[1] / n, newest_zyx)
 
-    def _look(self, view: CropBox, prompts: Prompts, previous: Prediction) -> Tuple[Tensor, float]:
+    def _look(
+        self, view: CropBox, prompts: Prompts, previous: Prediction
+    ) -> Generator[None, None, Tuple[Tensor, float]]:
         """Logits (1, 1, n, n, n) and the predicted IoU of the object in a view."""
-        return self.decode(self.embedding(view), view, prompts, self.prior(view, previous))
+        embedding = yield from self._encoded(view)
+        return self.decode(embedding, view, prompts, self.prior(view, previous))
+
+    def _encoded(self, view: CropBox) -> Generator[None, None, Embedding]:
+        """The embedding of a view, with a halt if it was not there."""
+        known, timings = view in self._embeddings, self._timings
+        embedding = self.embedding(view)
+        if not known:
+            yield
+            self._timings = timings  # another prediction may have been made meanwhile
+        return embedding
 
     def prior(self, view: CropBox, previous: Prediction) -> Optional[Tensor]:
         """The previous logits to decode a view with: those of a prediction, or its mask; None if it has none there."""
@@ -251,7 +271,7 @@ class Segmenter:
         """(1, 1, z, y, x) to the model's axis order, and back: reversing the axes is its own inverse."""
         return cube.permute(0, 1, 4, 3, 2).contiguous() if self.model.crop_axes == "xyz" else cube
 
-    def _refined(self, view: CropBox, logits: Tensor, prompts: Prompts) -> Tensor:
+    def _refined(self, view: CropBox, logits: Tensor, prompts: Prompts) -> Generator[None, None, Tensor]:
         """Logits of a coarse view on a grid 2 to 4 times as fine, its border decoded again through closer tiles."""
         options = self.options
         if self.model.spacing_mm is not None:
@@ -272,7 +292,8 @@ class Segmenter:
             centre_crop = (np.array(origin) + (n - 1) / 2 + 0.5) * view.size / (n * factor) - 0.5
             z, y, x = (float(c) for c in view.points_from_crop(centre_crop, self.grid))
             tile = CropBox((z, y, x), view.spacing_mm / factor, view.size)
-            part, _ = self.decode(self.embedding(tile), tile, prompts, whole[_cube(origin, (n, n, n))].clamp(-6, 6))
+            embedding = yield from self._encoded(tile)
+            part, _ = self.decode(embedding, tile, prompts, whole[_cube(origin, (n, n, n))].clamp(-6, 6))
             total[_cube(origin - corner, (n, n, n))] += taper * part
             weight[_cube(origin - corner, (n, n, n))] += taper
         whole[_cube(corner, total.shape[2:])] = total / weight

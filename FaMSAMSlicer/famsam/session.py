@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from .compact_mask import CompactMask
 from .embeddings import Embeddings
 from .errors import PromptError, SessionError
+from .foresight import Foresight
 from .geometry import Box, box_slices
 from .history import Recall, State
 from .model.base import PromptableModel
@@ -111,7 +112,7 @@ class Session:
         self._segmenter: Optional[Segmenter] = None
         self._history: List[State] = []
         self._at = 0
-        self._previewed: Optional[Tuple[State, State]] = None
+        self._foresight = Foresight()
         self._recall = Recall()
 
     # --- the scan ---
@@ -129,8 +130,8 @@ class Session:
         segmenter = Segmenter(self.model, volume, self.options, embeddings)
         start = segmenter.start()
         self._volume, self._segmenter = volume, segmenter
-        self._history, self._at, self._previewed = [State(start.mask, (), (start,))], 0, None
-        self._recall = Recall()
+        self._history, self._at = [State(start.mask, (), (start,))], 0
+        self._foresight, self._recall = Foresight(), Recall()
 
     @property
     def volume(self) -> Volume:
@@ -227,22 +228,22 @@ class Session:
         """The result as if clicked; nothing is changed. A click at the same place that follows costs nothing more."""
         state = self._state
         previewed = self._extended(state, self._point(point_ras_mm, positive))
-        self._previewed = (state, previewed)
+        self._foresight.keep(state, previewed)
         return self._result(previewed, state)
 
     def encode_ahead(self, point_ras_mm: Point3) -> bool:
         """Prepare for a click where the pointer rests, while nothing else is to be done; changes nothing.
 
-        One view is encoded at a time, so that a click in between waits no longer than for that. The click itself then
-        only decodes, unless the object asks for further views.
+        Goes the way of a positive click there, one encoded view at a time, so that a click in between waits hardly
+        longer than for that. A click nearby then only decodes; the very same click costs nothing more.
 
         Returns:
             True if something was encoded and there may be more: call again; False if all is there.
         """
-        prompt = self._point(point_ras_mm, True)
-        state = self._state
-        assert self._segmenter is not None
-        return self._segmenter.encode_ahead(self._canonical((*state.prompts, prompt)), state.last)
+        prompt, state, segmenter = self._point(point_ras_mm, True), self._state, self._segmenter
+        assert segmenter is not None
+        prompts = self._canonical((*state.prompts, prompt))
+        return self._foresight.go_on(state, prompt, lambda: segmenter.steps(prompts, state.last, state.base))
 
     def move_point(self, index: int, point_ras_mm: Point3) -> Result:
         """Move the point prompt ``prompts[index]``; what came after it is computed anew."""
@@ -327,14 +328,12 @@ class Session:
         return State(base, (), (replace(self._segmenter.start(base), quality=quality),))
 
     def _extended(self, state: State, prompt: Prompt) -> State:
-        if self._previewed is not None:
-            seen, previewed = self._previewed
-            if seen is state and previewed.prompts[-1] == prompt:
-                return previewed
+        known = self._foresight.after(state, prompt)
+        if known is not None:
+            return known
         assert self._segmenter is not None
-        prompts = (*state.prompts, prompt)
-        prediction = self._segmenter.step(self._canonical(prompts), state.last, state.base)
-        return State(state.base, prompts, (*state.predictions, prediction))
+        prompts = self._canonical((*state.prompts, prompt))
+        return state.followed_by(prompt, self._segmenter.step(prompts, state.last, state.base))
 
     def _replayed(self, index: int, tail: Sequence[Prompt]) -> State:
         old = self._state

@@ -122,23 +122,68 @@ def test_another_scan_recalls_nothing(model, volume):
     assert model.decodes > before
 
 
+def prepared(session, point):
+    """Everything that a click at a point needs, one view at a time."""
+    before = session.model.encodes
+    while session.encode_ahead(point):
+        assert session.model.encodes == before + 1, "one view at a time"
+        before = session.model.encodes
+
+
 def test_a_click_that_was_encoded_ahead_is_the_same_click(model, volume):
-    before = model.encodes
-    cold = session_on(model, volume)
-    expected = cold.add_point(A1)
-    needed = model.encodes - before
+    expected = session_on(model, volume).add_point(A1)
     session = session_on(model, volume)
-    before = model.encodes
-    while session.encode_ahead(A1):
-        assert model.encodes == before + 1, "one view at a time"
-        before = model.encodes
+    prepared(session, A1)
     assert not session.can_undo and not session.result.mask_zyx.any()
-    before = model.encodes
+    encodes, decodes = model.encodes, model.decodes
     result = session.add_point(A1)
-    assert model.encodes - before < needed
+    assert (model.encodes, model.decodes) == (encodes, decodes), "the very same click has nothing left to do"
     np.testing.assert_array_equal(result.mask_zyx, expected.mask_zyx)
+    assert result.quality == expected.quality and result.timings_ms == {}
     with pytest.raises(PromptError):
         session.encode_ahead((500.0, 0.0, 0.0))
+
+
+def test_a_click_beside_the_one_that_was_encoded_ahead_only_decodes(model, volume):
+    beside = (A1[0] + 0.1, A1[1], A1[2])
+    expected = session_on(model, volume).add_point(beside)
+    session = session_on(model, volume)
+    prepared(session, A1)
+    encodes, decodes = model.encodes, model.decodes
+    result = session.add_point(beside)
+    assert model.encodes == encodes and model.decodes > decodes
+    np.testing.assert_array_equal(result.mask_zyx, expected.mask_zyx)
+
+
+def test_a_click_in_between_is_not_disturbed_by_what_was_begun(model, volume):
+    cold = session_on(model, volume)
+    expected = [cold.add_point(point).mask_zyx for point in (B1, A1)]
+    session = session_on(model, volume)
+    session.encode_ahead(A1)
+    click = session.add_point(B1)
+    timings = dict(click.timings_ms)
+    session.encode_ahead(A1)
+    assert click.timings_ms == timings
+    np.testing.assert_array_equal(click.mask_zyx, expected[0])
+    prepared(session, A1)
+    np.testing.assert_array_equal(session.add_point(A1).mask_zyx, expected[1])
+
+
+def test_what_was_encoded_for_a_negative_click_ahead_is_a_positive_one(model, volume):
+    session, other = session_on(model, volume), session_on(model, volume)
+    prepared(session, A1)
+    negative = session.add_point(A1, positive=False)
+    np.testing.assert_array_equal(negative.mask_zyx, other.add_point(A1, positive=False).mask_zyx)
+
+
+def test_going_on_after_an_error_begins_again(model, volume, monkeypatch):
+    session = session_on(model, volume)
+    with monkeypatch.context() as broken:
+        broken.setattr(type(model), "encode", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(MemoryError):
+            session.encode_ahead(A1)
+    prepared(session, A1)
+    np.testing.assert_array_equal(session.add_point(A1).mask_zyx, session_on(model, volume).add_point(A1).mask_zyx)
 
 
 def test_only_so_much_is_kept_in_mind(monkeypatch):

@@ -63,7 +63,10 @@ def time_clicks(model: PromptableModel, volume: Volume, runs: int) -> Dict[str, 
 
 
 def one_session(model: PromptableModel, volume: Volume, seed: int, times: SessionTimes) -> Dict[str, float]:
-    """A short session on a scan; its latencies are added to ``times``. Returns the stages of the last click."""
+    """A short session on a scan; its latencies are added to ``times``. Returns the stages of the last click.
+
+    "first_encoded_ahead" is a first click one voxel beside the place that was prepared for.
+    """
     session = Session(model)
 
     def timed(name: str, call: Call) -> Any:
@@ -85,7 +88,8 @@ def one_session(model: PromptableModel, volume: Volume, seed: int, times: Sessio
     prepared.set_image(volume)
     while prepared.encode_ahead(first):
         pass
-    timed("first_encoded_ahead", lambda: prepared.add_point(first))
+    r, a, s = first
+    timed("first_encoded_ahead", lambda: prepared.add_point((r + SPACING_ZYX_MM[2], a, s)))
     return dict(last.timings_ms)
 
 
