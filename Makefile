@@ -32,8 +32,8 @@ viewer-test: FOLDER = Viewer
 # The panels run in a process of their own, away from what other tests left behind in Qt and VTK.
 slicer-test: $(VENV)/.test $(VENV)/.views
 	$(SHARED_THREADS) FAMSAM_TRAME_PYTHON=$(abspath $(VENV)/views/bin/python) \
-		$(VENV)/bin/python -m pytest Testing/Slicer --ignore Testing/Slicer/test_slicer_widgets.py
-	$(SHARED_THREADS) $(VENV)/bin/python -m pytest Testing/Slicer/test_slicer_widgets.py
+		$(VENV)/bin/python -m pytest Testing/Slicer --ignore-glob "*/test_slicer_widgets*"
+	$(SHARED_THREADS) $(VENV)/bin/python -m pytest Testing/Slicer/test_slicer_widgets*.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

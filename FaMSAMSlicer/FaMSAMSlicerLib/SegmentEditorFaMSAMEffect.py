@@ -31,6 +31,11 @@ FINISH_S = 2.0
 """So long a click that is being computed is waited for when the effect is left."""
 PREVIEW_KEY, SIGN_KEY = "a", "x"
 _CLICK_PIXELS = 3
+_AIMING = (  # another place may be under the pointer after them
+    vtk.vtkCommand.MouseMoveEvent,
+    vtk.vtkCommand.MouseWheelForwardEvent,
+    vtk.vtkCommand.MouseWheelBackwardEvent,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +180,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
             self.controller.end_preview()
             return False
         x, y = callerInteractor.GetEventPosition()
-        if eventId == vtk.vtkCommand.MouseMoveEvent:
+        if eventId in _AIMING:
             self._pointed_at = callerInteractor, viewWidget, (x, y)
             self._rest.start()
         if viewWidget.className() == "qMRMLSliceWidget":

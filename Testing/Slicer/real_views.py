@@ -2,7 +2,7 @@
 
     python real_views.py FOLDER
 
-Writes pictures into the folder, and ``result.json`` with how many pixels changed. The views, their interactors and
+Writes ``result.json`` into the folder, with how many pixels changed. The views, their interactors and
 what draws in them are Slicer's own; the effect gets the interactors' events as the Segment Editor's widget hands them
 on: before anything else, and nobody else gets what it has used.
 """
@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import types
 from pathlib import Path
 
 import numpy as np
 import vtk
-from PIL import Image
 from trame_slicer.core import SlicerApp
 from trame_slicer.views import DirectViewFactory, ViewDirection, ViewLayoutDefinition
 from vtk.util.numpy_support import vtk_to_numpy
@@ -105,6 +105,27 @@ def reformat(view, volume):
     node.UpdateMatrices()
 
 
+def box_in_a_slice(effect, view, settle):
+    """Dragged from the lower right corner; the rectangle is there until the button goes up."""
+    effect.panel.ui.boxButton.click()
+    interactor = view.view.interactor()
+    low, high = view.pixel_of((26.0, 22.0, 30.0)), view.pixel_of((64.0, 58.0, 30.0))
+    start, end = (max(low[0], high[0]), low[1]), (min(low[0], high[0]), high[1])
+    before = view.pixels()
+    for event, place in (("LeftButtonPressEvent", start), ("MouseMoveEvent", end)):
+        interactor.SetEventInformation(*place, 0, 0)
+        interactor.InvokeEvent(event)
+    rectangle = changed(before, view.pixels())
+    interactor.InvokeEvent("LeftButtonReleaseEvent")
+    settle()
+    effect.panel.ui.positiveButton.click()
+    return {
+        "box_rectangle": rectangle,
+        "box": effect.controller.state.prompts[-1],
+        "box_message": effect.controller.status.message,
+    }
+
+
 def preview_in_3d(effect, view, settle):
     """While the key is held, a surface follows the pointer; the pointer does not hit that surface itself."""
     place = SIZE[0] // 2 - 50, SIZE[1] // 2 - 40  # on the volume rendering, away from the points that are there
@@ -151,18 +172,11 @@ def volume_rendering(app, effect, view, volume):
     }
 
 
-def main(folder: Path) -> None:
+def open_views(*definitions):
+    """The application and one view for each definition, with the class by which the effect knows it."""
     app = SlicerApp()
     app.view_manager.register_factory(DirectViewFactory(do_render_offscreen=True))
-    views = [
-        ViewWidget(app.view_manager.create_view(definition), class_name)
-        for definition, class_name in (
-            (ViewLayoutDefinition.axial_view(), "qMRMLSliceWidget"),
-            (ViewLayoutDefinition.coronal_view(), "qMRMLSliceWidget"),
-            (ViewLayoutDefinition.threed_view(), "qMRMLThreeDWidget"),
-        )
-    ]
-    slice_view, reformatted_view, threed_view = views
+    views = [ViewWidget(app.view_manager.create_view(definition), name) for definition, name in definitions]
     for widget in views:
         widget.view.update_size(*SIZE)
 
@@ -174,16 +188,43 @@ def main(folder: Path) -> None:
 
     host._keep[:] = [app.app_logic]
     qt_host.install()
-    from FaMSAMSlicerLib.engine import Engine
+    return app, views
+
+
+def open_effect(app, views, engine, segmentation, volume):
+    """The Segment Editor on a segmentation's first segment, with the effect active and listening to the views."""
+    import qt_host
     from FaMSAMSlicerLib.SegmentEditorFaMSAMEffect import SegmentEditorFaMSAMEffect
-    from region_model import RegionModel
 
     import FaMSAMSlicer
 
-    engine = Engine(lambda choice: RegionModel())
     sys.modules[SegmentEditorFaMSAMEffect.__module__].shared_engine = lambda: engine
     FaMSAMSlicer.register()
     assert not qt_host.slot_errors
+    editor = qt_host.qMRMLSegmentEditorWidget()
+    editor.setMRMLScene(app.scene)
+    editor.setEffectNameOrder(["FaM-SAM"])
+    editor.setMRMLSegmentEditorNode(app.scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode"))
+    editor.setSegmentationNode(segmentation)
+    editor.setSourceVolumeNode(volume)
+    editor.setCurrentSegmentID(segmentation.GetSegmentation().GetNthSegmentID(0))
+    editor.setActiveEffectByName("FaM-SAM")
+    effect = editor.activeEffect().self()
+    for widget in views:
+        widget.observe(effect)
+    return editor, effect
+
+
+def main(folder: Path) -> None:
+    app, views = open_views(
+        (ViewLayoutDefinition.axial_view(), "qMRMLSliceWidget"),
+        (ViewLayoutDefinition.coronal_view(), "qMRMLSliceWidget"),
+        (ViewLayoutDefinition.threed_view(), "qMRMLThreeDWidget"),
+    )
+    slice_view, reformatted_view, threed_view = views
+    import host
+    from FaMSAMSlicerLib.engine import Engine
+    from region_model import RegionModel
 
     z, y, x = np.indices((60, 80, 90))
     ball = ((z - 30) ** 2 + (y - 40) ** 2 + (x - 45) ** 2 < 14**2) & ~((x > 45) & (y > 46))
@@ -198,22 +239,13 @@ def main(folder: Path) -> None:
     segmentation = host.segmentation(volume, "organ")
     slice_view.view.set_slice_value(30.0)
 
-    editor = qt_host.qMRMLSegmentEditorWidget()
-    editor.setMRMLScene(app.scene)
-    editor.setEffectNameOrder(["FaM-SAM"])
-    editor.setMRMLSegmentEditorNode(app.scene.AddNewNodeByClass("vtkMRMLSegmentEditorNode"))
-    editor.setSegmentationNode(segmentation)
-    editor.setSourceVolumeNode(volume)
-    editor.setCurrentSegmentID("organ")
-    editor.setActiveEffectByName("FaM-SAM")
-    effect = editor.activeEffect().self()
-    for widget in views:
-        widget.observe(effect)
+    engine = Engine(lambda choice: RegionModel())
+    editor, effect = open_effect(app, views, engine, segmentation, volume)
 
     def settle():
         controller = effect.controller
         while controller.poll():
-            controller._running.future.exception(timeout=60)
+            time.sleep(0.005)
 
     pixel_of = slice_view.pixel_of
     result = {}
@@ -232,8 +264,13 @@ def main(folder: Path) -> None:
 
     slice_view.click(*pixel_of((45.0, 60.0, 30.0)), control=1)
     effect.controller.finish(60)
-    shown = slice_view.pixels()
-    Image.fromarray(shown).save(folder / "slice_view.png")
+    settle()
+    before = slice_view.pixels()
+    effect.panel.ui.doubtButton.click()
+    settle()
+    result["doubt"] = changed(before, slice_view.pixels())
+    effect.panel.ui.doubtButton.click()
+    result["doubt_gone"] = changed(before, slice_view.pixels())
 
     reformat(reformatted_view, volume)
     before = reformatted_view.pixels(), slice_view.pixels()
@@ -242,6 +279,8 @@ def main(folder: Path) -> None:
     result["reformatted_click"] = changed(before[0], reformatted_view.pixels())
     result["reformatted_click_in_the_other_view"] = changed(before[1], slice_view.pixels())
     result["reformatted_place"] = effect.controller.state.prompts[-1]["ras_mm"]
+    editor.undo()
+    result.update(box_in_a_slice(effect, slice_view, settle))
     editor.undo()
 
     segmentation.CreateClosedSurfaceRepresentation()
@@ -258,7 +297,6 @@ def main(folder: Path) -> None:
     after_3d = threed_view.pixels()
     result["3d_click"] = changed(before_3d, after_3d)
     result["3d_prompts"] = len(effect.controller.state.prompts) - prompts
-    Image.fromarray(after_3d).save(folder / "threed_view.png")
 
     segmentation.GetDisplayNode().SetVisibility3D(False)
     result.update(volume_rendering(app, effect, threed_view, volume))

@@ -67,6 +67,17 @@ def test_click_in_a_reformatted_view(result):
     assert result["reformatted_click"] > 2000 and result["reformatted_click_in_the_other_view"] > 2000
 
 
+def test_doubts_are_drawn_in_the_slice_view(result):
+    assert result["doubt"] > 100 and result["doubt_gone"] == 0
+
+
+def test_box_in_the_slice_view(result):
+    assert result["box_rectangle"] > 100 and result["box_message"] == "Ready"
+    assert result["box"]["type"] == "box"
+    assert result["box"]["lower_ras_mm"][:2] == pytest.approx([26.0, 22.0], abs=0.5)
+    assert result["box"]["upper_ras_mm"][:2] == pytest.approx([64.0, 58.0], abs=0.5)
+
+
 def test_preview_in_the_3d_view(result):
     assert result["3d_preview"] > 1000 and result["3d_preview_prompts"] == 0
     first, *others = result["3d_preview_picked"]

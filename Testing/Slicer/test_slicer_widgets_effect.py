@@ -55,6 +55,15 @@ def test_where_the_pointer_rests_is_prepared(app, aimed):
     assert dice(app.mask(), app.balls[0]) > 0.7
 
 
+def test_after_scrolling_the_place_on_the_new_slice_is_prepared(app, aimed):
+    app.start()
+    view = qt_host.SliceView("Axial", np.subtract(app.center(0), (0, 0, 5)))
+    app.send("MouseWheelForwardEvent", view, view.pixel(app.center(0)))
+    view.mrmlSliceNode().JumpSliceByOffsetting(*app.center(0))  # Slicer scrolls once the effect has seen the event
+    app.rest()
+    assert aimed[0] == pytest.approx(app.center(0), abs=0.2)
+
+
 @pytest.mark.parametrize("why", ["left", "box", "preview", "on a point", "pressed"])
 def test_nothing_is_prepared_while_the_pointer_does_something_else(app, aimed, why):
     app.start()
