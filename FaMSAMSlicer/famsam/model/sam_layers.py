@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import int8
+
 
 class PatchConv3d(nn.Conv3d):
     """A convolution whose stride is its kernel size, channels last: exact, and faster as one matrix product."""
@@ -48,8 +50,8 @@ class MlpBlock(nn.Module):
 
     def __init__(self, width: int, hidden_width: int, activation: nn.Module) -> None:
         super().__init__()
-        self.lin1 = nn.Linear(width, hidden_width)
-        self.lin2 = nn.Linear(hidden_width, width)
+        self.lin1 = int8.Linear(width, hidden_width)
+        self.lin2 = int8.Linear(hidden_width, width)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from . import int8
 from .attention import attend, sparse_attention
 from .sam_config import VitConfig
 from .sam_layers import Conv3dLast, MlpBlock, PatchConv3d
@@ -85,8 +86,8 @@ class RelativeAttention(nn.Module):
         self.grid_size = config.grid_size
         self.is_padded = window_size > config.grid_size
         self.pattern = config.attention
-        self.qkv = nn.Linear(config.width, 3 * config.width)
-        self.proj = nn.Linear(config.width, config.width)
+        self.qkv = int8.Linear(config.width, 3 * config.width)
+        self.proj = int8.Linear(config.width, config.width)
         table = (2 * window_size - 1, config.width // config.heads)
         self.rel_pos_d = nn.Parameter(torch.zeros(table))
         self.rel_pos_h = nn.Parameter(torch.zeros(table))
