@@ -123,8 +123,11 @@ class Controller:
         self._guarded(lambda: self._enqueue(Step("add_point", (self._checked(world),), positive)))
 
     def box(self, corners_world: np.ndarray) -> None:
-        """Frame the structure: the box around these points, (N, 3), along the scan's own axes."""
-        self._guarded(lambda: self._enqueue(Step("add_box", self._framed(corners_world))))
+        """Frame the structure: the box around these points, (N, 3), along the scan's own axes.
+
+        A box alone tells the model little, so that the first thing said of a segment is a click in the box's middle.
+        """
+        self._guarded(lambda: self._enqueue(*self._box_steps(corners_world)))
 
     def preview(self, world: Point3, positive: bool = True, in_3d: bool = False) -> None:
         """Show what a click would do, in the 3D views as well if so; the newest wins, and any click overtakes it."""
@@ -247,9 +250,13 @@ class Controller:
         self._check_segment()
         return point_in_seg(self.volume_node, self.segmentation_node, world)
 
-    def _framed(self, corners_world: np.ndarray) -> Tuple[Point3, Point3]:
+    def _box_steps(self, corners_world: np.ndarray) -> Tuple[Step, ...]:
         self._check_segment()
-        return box_in_seg(self.volume_node, self.segmentation_node, corners_world)
+        lower, upper = box_in_seg(self.volume_node, self.segmentation_node, corners_world)
+        if any(prompt.get("positive") for prompt in self._prompts()):
+            return (Step("add_box", (lower, upper)),)
+        r, a, s = ((low + high) / 2 for low, high in zip(lower, upper))
+        return Step("add_point", ((r, a, s),)), Step("add_box", (lower, upper))
 
     def _check_segment(self) -> None:
         if self.segment is None:
@@ -270,11 +277,12 @@ class Controller:
             prompts = step.applied(prompts)
         return prompts
 
-    def _enqueue(self, step: Step) -> None:
+    def _enqueue(self, *steps: Step) -> None:
         self._aim.drop()
-        self._waiting.add(self.segmentation_node, self.segment_id, step)
+        for step in steps:
+            self._waiting.add(self.segmentation_node, self.segment_id, step)
         self._go_on()
-        if step.verb != "preview":
+        if steps[-1].verb != "preview":
             self.sync()
 
     def _go_on(self) -> None:
@@ -372,7 +380,8 @@ class Controller:
         prompts = moved(outcome.prompts, seg_from_scan)
         write_state(segment, SegmentState(prompts, base, outcome.token, mask_print(segment), outcome.quality))
         self.sync()
-        message, is_error = (" ".join(outcome.errors), True) if outcome.errors else (_("Ready"), False)
+        found = _("Ready") if outcome.mask_zyx.size else _("The segment is empty. Click inside the structure.")
+        message, is_error = (" ".join(outcome.errors), True) if outcome.errors else (found, False)
         latency_ms, engine_ms = _ms_since(asked.since), outcome.timings_ms.get("total", 0.0)
         self._tell(Status(message, is_error, self.busy, latency_ms, outcome.quality, engine_ms))
 

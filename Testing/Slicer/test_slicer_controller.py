@@ -105,15 +105,39 @@ def test_deleting_a_point_in_a_view_restores_the_mask_without_it(world):
 
 def test_box_and_points_are_numbered_apart(world):
     low, high = world.centre(0, (-8, -8, -8)), world.centre(0, (8, 8, 8))
+    world.click(world.centre(0, (2, 0, 0)))
     world.controller.box([high, low])
     world.settle()
-    assert world.controller.state.prompts[0]["type"] == "box"
+    assert [prompt["type"] for prompt in world.controller.state.prompts] == ["point", "box"]
     world.click(world.centre(0))
-    assert world.controller.points.node.GetNumberOfControlPoints() == 1
-    world.controller.points.node.SetNthControlPointPosition(0, *world.centre(0, (1, 0, 0)))
+    assert world.controller.points.node.GetNumberOfControlPoints() == 2
+    world.controller.points.node.SetNthControlPointPosition(1, *world.centre(0, (1, 0, 0)))
     world.settle()
-    assert world.controller.state.prompts[1]["ras_mm"] == pytest.approx(world.centre(0, (1, 0, 0)))
+    assert world.controller.state.prompts[2]["ras_mm"] == pytest.approx(world.centre(0, (1, 0, 0)))
     assert dice(world.mask(), world.balls[0]) > 0.6
+
+
+def test_a_box_as_the_first_prompt_comes_with_a_click_in_its_middle_and_is_one_step(world):
+    world.controller.box([world.centre(0, (8, -8, 8)), world.centre(0, (-8, 8, -8))])
+    assert world.controller.points.node.GetNumberOfControlPoints() == 1, "there at once"
+    world.settle()
+    point, box = world.controller.state.prompts
+    assert point["ras_mm"] == pytest.approx(world.centre(0)) and point["positive"] and box["type"] == "box"
+    world.effect.undo()
+    world.controller.sync()
+    assert not world.controller.state.prompts and not world.mask().any()
+    world.click(world.centre(1), positive=False)
+    world.controller.box([world.centre(0, (8, -8, 8)), world.centre(0, (-8, 8, -8))])
+    world.settle()
+    assert len(world.controller.state.prompts) == 3, "an excluding click does not say what is meant"
+
+
+def test_an_empty_result_says_what_to_do(world):
+    world.click(world.centre(0), positive=False)
+    assert "is empty" in world.controller.status.message and not world.controller.status.is_error
+    assert not world.mask().any() and len(world.controller.state.prompts) == 1
+    world.click(world.centre(0))
+    assert world.controller.status.message == "Ready"
 
 
 def test_preview_changes_nothing_and_a_click_overtakes_it(held):

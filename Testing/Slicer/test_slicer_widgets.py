@@ -159,7 +159,8 @@ def test_box_is_dragged_in_a_slice_view(app):
     app.send("LeftButtonReleaseEvent", view, (x + 45, y + 45))
     app.settle()
     assert view._renderer.GetViewProps().GetNumberOfItems() == 0
-    (box,) = app.effect.controller.state.prompts
+    point, box = app.effect.controller.state.prompts
+    assert point["ras_mm"] == pytest.approx(app.center(0), abs=0.3), "in the middle of the box, to be dragged"
     assert box["type"] == "box"
     np.testing.assert_allclose(np.subtract(box["upper_ras_mm"], box["lower_ras_mm"]), 18, atol=0.5)
     assert dice(app.mask(), app.balls[0]) > 0.6

@@ -155,7 +155,7 @@ def test_a_box_is_drawn_from_any_corner(app, right, up):
     app.send("MouseMoveEvent", view, (x + right * 45, y + up * 45))
     app.send("LeftButtonReleaseEvent", view, (x + right * 45, y + up * 45))
     app.settle()
-    (box,) = app.effect.controller.state.prompts
+    _point, box = app.effect.controller.state.prompts
     assert all(low < high for low, high in zip(box["lower_ras_mm"], box["upper_ras_mm"]))
     np.testing.assert_allclose(np.add(box["lower_ras_mm"], box["upper_ras_mm"]) / 2, app.center(0), atol=0.3)
     assert dice(app.mask(), app.balls[0]) > 0.6
