@@ -128,11 +128,15 @@ class Segmenter:
         started = time.perf_counter()
         self._timings = _no_timings()
         view, logits, quality = yield from self._best_look(prompts, previous)
-        fine = yield from self._refined(view, logits, prompts)
+        fine, tile = yield from self._refined(view, logits, prompts)
         with _Clock(self._timings, "paste"):
             fine = self.own_pieces(fine, view, prompts, previous.mask, base)
             mask = self.pasted(previous.mask, view, fine)
             mask = self._obeying(mask, prompts)
+        if tile is not None and mask.box_zyx is not None:
+            low, high = (np.array(corner, dtype=float) for corner in mask.box_zyx)
+            if self.chooser.fits(tile[0], low, high):  # what one tile shows whole is looked at through it from now on
+                view, logits = tile
         self._timings["total"] = 1000 * (time.perf_counter() - started)
         return Prediction(mask, view, logits.half().cpu(), self.model.calibration.iou(quality), self._timings)
 
@@ -271,19 +275,24 @@ class Segmenter:
         """(1, 1, z, y, x) to the model's axis order, and back: reversing the axes is its own inverse."""
         return cube.permute(0, 1, 4, 3, 2).contiguous() if self.model.crop_axes == "xyz" else cube
 
-    def _refined(self, view: CropBox, logits: Tensor, prompts: Prompts) -> Generator[None, None, Tensor]:
-        """Logits of a coarse view on a grid 2 to 4 times as fine, its border decoded again through closer tiles."""
+    def _refined(
+        self, view: CropBox, logits: Tensor, prompts: Prompts
+    ) -> Generator[None, None, Tuple[Tensor, Optional[Tuple[CropBox, Tensor]]]]:
+        """Logits of a coarse view on a grid 2 to 4 times as fine, its border decoded again through closer tiles.
+
+        Also the tile and its logits where one was enough.
+        """
         options = self.options
         if self.model.spacing_mm is not None:
-            return logits
+            return logits, None
         factor = min(4, round(view.spacing_mm / max(options.views.first_spacing_mm, self.chooser.finest_mm)))
         if factor < 2 or view.spacing_mm < options.refine_above * options.views.first_spacing_mm:
-            return logits
+            return logits, None
         n = logits.shape[-1]
         coarse_mask = (logits[0, 0] > 0).cpu().numpy()
         origins = tiles(coarse_mask, factor, options.most_tiles, size=n)
         if not origins:
-            return logits
+            return logits, None
         whole = F.interpolate(logits, scale_factor=float(factor), mode="trilinear")
         corner = np.min(origins, axis=0)
         total = whole[_cube(corner, np.max(origins, axis=0) + n - corner)] * 1e-3  # what the tiles cover together
@@ -297,7 +306,7 @@ class Segmenter:
             total[_cube(origin - corner, (n, n, n))] += taper * part
             weight[_cube(origin - corner, (n, n, n))] += taper
         whole[_cube(corner, total.shape[2:])] = total / weight
-        return whole
+        return whole, (tile, part) if len(origins) == 1 else None
 
     def own_pieces(
         self, logits: Tensor, view: CropBox, prompts: Prompts, before: CompactMask, base: CompactMask

@@ -18,6 +18,7 @@ from famsam.geometry import Grid
 from famsam.model.base import Embedding, PromptableModel
 from famsam.model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE, box_map, gather_points, point_masks
 from famsam.segmenter import Prompts, Segmenter, SegmenterOptions
+from famsam.views import ViewOptions
 from famsam.volume import Volume
 from torch import Tensor
 
@@ -189,6 +190,24 @@ def test_structures_of_300_mm_are_segmented_whole(shape, z):
     assert errors_near_faces(mask, truth, views, segmenter.grid) < 0.05
 
 
+def test_what_one_tile_shows_whole_is_looked_at_through_it_from_then_on(monkeypatch):
+    size, spacing = (110, 110, 110), (3.0, 3.0, 3.0)
+    truth = ball(mm_of(size, spacing), (160, 170, 150), 55)
+    segmenter = Segmenter(
+        ThresholdModel(), scan_of(truth, spacing), SegmenterOptions(ViewOptions(first_factors=(2.0,)))
+    )
+    seen = []
+    decode = segmenter.decode
+    monkeypatch.setattr(
+        segmenter, "decode", lambda e, view, *rest: seen.append(view.spacing_mm) or decode(e, view, *rest)
+    )
+    first, second, beyond = run(segmenter, [(53, 56, 50), (48, 60, 45), (53, 56, 90)], [POSITIVE, POSITIVE, NEGATIVE])
+    assert seen[:3] == pytest.approx([3.0, 1.5, 1.5]), "from afar, through its tile, and the next click through the tile alone"
+    assert first.view == second.view and first.view.spacing_mm == pytest.approx(1.5)
+    assert dice(first.mask.dense(), truth) > 0.95 and dice(second.mask.dense(), truth) > 0.95
+    assert dice(beyond.mask.dense(), truth) > 0.95, "and a click beyond it is still seen"
+
+
 def test_refinement_is_worth_its_tiles():
     size, spacing = (180, 110, 100), (2.0, 2.0, 2.0)
     truth = vessel(mm_of(size, spacing), radius_mm=6.0)
@@ -292,9 +311,7 @@ def test_a_negative_click_takes_away_what_looks_like_it():
     bright, grey = ball(mm, (45, 45, 45), 22), ball(mm, (45, 45, 80), 18)
     voxels = 1000 * bright + 650 * (grey & ~bright)
     volume = Volume(voxels.astype(np.int16), np.diag([*spacing, 1.0]))
-    with_it, without_it = run(
-        Segmenter(ThresholdModel(), volume), [(30, 30, 28), (30, 30, 56)], [POSITIVE, NEGATIVE]
-    )
+    with_it, without_it = run(Segmenter(ThresholdModel(), volume), [(30, 30, 28), (30, 30, 56)], [POSITIVE, NEGATIVE])
     assert dice(with_it.mask.dense(), bright | grey) > 0.95
     assert dice(without_it.mask.dense(), bright) > 0.9
 
