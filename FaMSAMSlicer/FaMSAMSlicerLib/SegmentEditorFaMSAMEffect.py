@@ -77,6 +77,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
             "Click on a structure in any slice view, or on its surface in the 3D view, and its segment follows.<br>"
             "<b>Click</b>: include what is there. <b>Ctrl+click</b>: exclude it. <b>X</b>: swap the two.<br>"
             "<b>Hold A</b>: preview under the pointer. <b>Drag a point</b> to move it; delete it by its menu.<br>"
+            "<b>Box</b>: drag a rectangle in a slice view. <b>Show doubt</b>: where the next click helps most.<br>"
             "Editable area, overwrite mode and undo work as for every effect. Points are saved with the segment."
         )
 
