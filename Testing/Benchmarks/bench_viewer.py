@@ -72,15 +72,15 @@ def measure(tab: Tab, args: argparse.Namespace) -> Dict[str, Any]:
     for number in range(args.clicks):
         angle = 2 * math.pi * number / args.clicks  # on a ring, so that no click falls on another's mark
         tab.click(AXIAL, 0.5 + 0.12 * math.cos(angle), 0.5 + 0.12 * math.sin(angle))
-        model_ms.append(tab.get("famsam.lastModelMs"))
+        model_ms.append(tab.get("famsam.lastTimings_ms.total ?? 0"))
         time.sleep(0.3 if number else 1.0)
     total_ms = np.array(tab.get("famsam.latencies_ms"))
     rest_ms = total_ms - np.array(model_ms)
     tab.page.keyboard.down("p")
-    before, began_s = tab.get("famsam.previews"), time.monotonic()
+    before, began_s = tab.get("famsam.looks.previews"), time.monotonic()
     while time.monotonic() - began_s < args.preview_seconds:
         tab.page.mouse.move(*tab.place(AXIAL, *(0.5 + rng.uniform(-0.05, 0.05, 2))))
-    rate = (tab.get("famsam.previews") - before) / (time.monotonic() - began_s)
+    rate = (tab.get("famsam.looks.previews") - before) / (time.monotonic() - began_s)
     tab.page.keyboard.up("p")
     return {
         "processor": platform.processor() or platform.machine(),

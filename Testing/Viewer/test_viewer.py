@@ -101,13 +101,13 @@ def test_preview_while_the_key_is_held(tab: Tab) -> None:
     before = tab.voxels()
     tab.page.mouse.move(*tab.place(AXIAL, 0.6, 0.6))
     tab.page.keyboard.down("p")
-    tab.until("famsam.previews > 0")
-    seen = tab.get("famsam.previews")
+    tab.until("famsam.looks.previews > 0")
+    seen = tab.get("famsam.looks.previews")
     tab.page.mouse.move(*tab.place(AXIAL, 0.62, 0.62))
-    tab.until(f"famsam.previews > {seen}")
+    tab.until(f"famsam.looks.previews > {seen}")
     tab.picture("preview")
     tab.page.keyboard.up("p")
-    tab.until("!famsam.previewBusy")
+    tab.until("!famsam.looks.busy")
     assert tab.voxels() == before == tab.drawn()
     assert len(tab.get("famsam.work.segment.state.prompts")) == 2
 

@@ -108,7 +108,7 @@ def test_a_click_takes_the_place_of_previews(tab: Tab) -> None:
     click_without_waiting(tab, 0.55, 0.7)
     tab.page.keyboard.up("p")
     tab.settled()
-    tab.until("!famsam.previewBusy")
+    tab.until("!famsam.looks.busy")
     assert len(prompts(tab)) == before + 1
     assert tab.drawn() == tab.voxels()
     assert not tab.page.is_visible("#alert")

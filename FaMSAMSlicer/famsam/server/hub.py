@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 WORKERS = 8
-IDLE_PATIENCE_S = 2.0  # what is to be done while nothing else is waits so long for that, and is then given up
+IDLE_PATIENCE_S = 0.2  # of work that waits for nothing else to be done; its client may have a click next
 CHANGE, LOOK, AHEAD = "change", "look", "ahead"  # kinds of requests; any other is a change that outdates its like
 ABANDONED_S = 60.0  # a scan without a session is given so long to get one before its place may be taken
 

@@ -43,6 +43,12 @@ export interface Update {
   state: SessionState | null;
 }
 
+export interface Uncertainty {
+  box_zyx: [Vec3, Vec3] | null;
+  probabilities: string; // a byte a voxel of the box, 255 is certain
+  expected_ml: number;
+}
+
 export interface ExportedSegment {
   session_id: string;
   name: string;

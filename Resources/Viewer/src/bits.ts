@@ -1,5 +1,7 @@
 // Masks: as they come from the server (base64 of zlib of bits, x fastest, lowest bit first), and as they are kept.
 
+import { unzlibSync } from "fflate";
+
 /** One bit a voxel, in the scan's own order: x fastest, then y, then z. */
 export class BitMask {
   private readonly words: Uint32Array; // one more than needed, so that 32 bits can be read from the last voxel on
@@ -38,8 +40,14 @@ export class BitMask {
   }
 }
 
-export async function unpackBits(text: string): Promise<BitMask> {
-  const packed = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
-  const unzipped = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return BitMask.of(new Uint8Array(await new Response(unzipped).arrayBuffer()));
+export function unpackBits(text: string): BitMask {
+  return BitMask.of(unzipped(text));
+}
+
+/** The bytes of base64 of zlib. Done at once: the browser's own decompression would wait for its turn several times. */
+export function unzipped(text: string): Uint8Array {
+  const characters = atob(text);
+  const packed = new Uint8Array(characters.length);
+  for (let k = 0; k < packed.length; k++) packed[k] = characters.charCodeAt(k);
+  return unzlibSync(packed);
 }

@@ -24,6 +24,7 @@ export function keyboard(page: Page): void {
     n: () => page.addSegment(),
     v: () => page.toggle(),
     l: () => page.nextLayout(),
+    u: () => page.toggleDoubt(),
     "?": () => page.help(),
   };
   window.addEventListener(
@@ -35,7 +36,7 @@ export function keyboard(page: Page): void {
       const step = STEPS[event.key];
       if (command && !(key === "z" || key === "y")) return;
       if (step) page.step(step.map((n) => (event.shiftKey ? 10 * n : n)) as Vec3);
-      else if (key === "p") page.setPreviewing(true);
+      else if (key === "p") page.looks.setPreviewing(true);
       else if (/^[1-9]$/.test(key)) page.choose(Number(key) - 1);
       else if (key === "enter" && event.target instanceof HTMLButtonElement) return;
       else if (actions[key]) actions[key](event.shiftKey);
@@ -45,8 +46,8 @@ export function keyboard(page: Page): void {
     },
     { capture: true },
   );
-  window.addEventListener("keyup", (event) => event.key.toLowerCase() === "p" && page.setPreviewing(false), { capture: true });
-  window.addEventListener("blur", () => page.setPreviewing(false));
+  window.addEventListener("keyup", (event) => event.key.toLowerCase() === "p" && page.looks.setPreviewing(false), { capture: true });
+  window.addEventListener("blur", () => page.looks.setPreviewing(false));
 }
 
 function isTyping(event: KeyboardEvent): boolean {

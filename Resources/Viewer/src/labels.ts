@@ -7,8 +7,14 @@ import type { Grid, Vec3 } from "./geometry";
 export type Box = [Vec3, Vec3]; // half-open, (z, y, x) in the scan's own order, as the server has it
 
 export const MAX_SEGMENTS = 60;
+export const DOUBT_LEVELS = 12;
+const DOUBT = 200; // the label below the first level's; what passes, doubt and previews, has labels from here on
 const PREVIEW_ADDS = 254;
 const PREVIEW_REMOVES = 255;
+// Grows lighter throughout, so that the colour-blind can read it as well; the page's legend has the same.
+const DOUBT_COLOURS = ["#3b0f70", "#8c2981", "#de4968", "#fe9f6d", "#fcfdbf"];
+const DOUBT_OPACITY = 0.85; // so that a bright scan behind it does not change how it reads
+const PREVIEW_OPACITY = 0.5;
 const TEXTURE_UNIT_OF_DRAWING = 33991; // where NiiVue keeps its drawing
 
 interface Layer {
@@ -22,7 +28,7 @@ export class LabelOverlay {
   private readonly labels: Uint8Array;
   private readonly base: number;
   private readonly steps: Vec3;
-  private previewed: Box | null = null;
+  private passing: Box | null = null; // where a preview or the doubt is shown, until the next change
 
   constructor(
     private readonly nv: Niivue,
@@ -64,7 +70,7 @@ export class LabelOverlay {
   apply(label: number, box: Box, given: BitMask): void {
     const layer = this.layers.get(label);
     if (!layer) return;
-    this.endPreview();
+    this.endPassing();
     layer.box = union(layer.box, box);
     this.differences(layer.mask, box, given, (at, index) => {
       layer.mask.flip(at);
@@ -77,36 +83,49 @@ export class LabelOverlay {
   preview(label: number, box: Box, given: BitMask): void {
     const layer = this.layers.get(label);
     if (!layer) return;
-    this.endPreview();
+    this.endPassing();
     this.differences(layer.mask, box, given, (at, index) => {
       this.labels[index] = layer.mask.get(at) ? PREVIEW_REMOVES : PREVIEW_ADDS;
     });
-    this.previewed = box;
+    this.passing = box;
     this.send(box);
   }
 
-  endPreview(): boolean {
-    const box = this.previewed;
+  /** Show how doubtful each voxel of a box is (1 to DOUBT_LEVELS; 0 shows nothing), until the next preview or change. */
+  showDoubt(box: Box, levels: Uint8Array): void {
+    this.endPassing();
+    let n = 0;
+    this.rows(box, (_, index, step, count) => {
+      for (let k = 0; k < count; k++, n++) if (levels[n]) this.labels[index + k * step] = DOUBT + levels[n];
+    });
+    this.passing = box;
+    this.send(box);
+  }
+
+  /** Whether anything passing was shown. */
+  endPassing(): boolean {
+    const box = this.passing;
     if (!box) return false;
-    this.previewed = null;
+    this.passing = null;
     this.rows(box, (at, index, step, count) => {
       for (let k = 0; k < count; k++) {
-        if (this.labels[index + k * step] >= PREVIEW_ADDS) this.labels[index + k * step] = this.labelAt(at + k);
+        if (this.labels[index + k * step] > DOUBT) this.labels[index + k * step] = this.labelAt(at + k);
       }
     });
     this.send(box);
     return true;
   }
 
-  colour(colours: Map<number, string>): void {
+  /** Every segment's colour by its label, and how opaque they all are, 0 to 1. */
+  colour(colours: Map<number, string>, opacity: number): void {
     const lut = new Uint8ClampedArray(256 * 4);
-    const put = (label: number, hex: string) => {
-      const rgb = [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-      lut.set([...rgb, 255], label * 4);
-    };
-    colours.forEach((hex, label) => put(label, hex));
-    put(PREVIEW_ADDS, "#ffffff");
-    put(PREVIEW_REMOVES, "#000000");
+    const put = (label: number, colour: number[], alpha: number) => lut.set([...colour, 255 * alpha], label * 4);
+    colours.forEach((hex, label) => put(label, rgb(hex), opacity));
+    for (let level = 1; level <= DOUBT_LEVELS; level++) {
+      put(DOUBT + level, between(DOUBT_COLOURS, (level - 1) / (DOUBT_LEVELS - 1)), DOUBT_OPACITY);
+    }
+    put(PREVIEW_ADDS, [255, 255, 255], PREVIEW_OPACITY);
+    put(PREVIEW_REMOVES, [0, 0, 0], PREVIEW_OPACITY);
     this.nv.drawLut = { lut, labels: Array.from({ length: 256 }, (_, k) => String(k)) };
     (this.nv as unknown as { refreshColormaps(): void }).refreshColormaps();
   }
@@ -149,7 +168,7 @@ export class LabelOverlay {
 
   /** Draw a box anew from the masks. */
   private relabel(box: Box | null): void {
-    this.endPreview();
+    this.endPassing();
     if (!box) return;
     this.rows(box, (at, index, step, count) => {
       for (let k = 0; k < count; k++) this.labels[index + k * step] = this.labelAt(at + k);
@@ -194,6 +213,17 @@ export class LabelOverlay {
   count(label: number): number {
     return this.labels.reduce((sum, one) => sum + (one === label ? 1 : 0), 0);
   }
+}
+
+function rgb(hex: string): number[] {
+  return [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+}
+
+/** A colour of a scale, 0 to 1. */
+function between(scale: string[], part: number): number[] {
+  const first = Math.min(scale.length - 2, Math.floor(part * (scale.length - 1)));
+  const [low, high] = [rgb(scale[first]), rgb(scale[first + 1])];
+  return low.map((from, k) => from + (part * (scale.length - 1) - first) * (high[k] - from));
 }
 
 function union(a: Box | null, b: Box | null): Box | null {

@@ -4,53 +4,66 @@ import { Api, Refusal, type SessionState, type Update } from "./api";
 import { unpackBits } from "./bits";
 import { Grid, type Vec3 } from "./geometry";
 import { LabelOverlay, MAX_SEGMENTS } from "./labels";
+import { connectControls } from "./controls";
 import { keyboard } from "./keyboard";
-import { renderSegments } from "./segments";
+import { Looks, type Surroundings } from "./looks";
+import { Messages } from "./messages";
+import { millilitres, renderSegments } from "./segments";
 import { Viewer, type Layout, LAYOUTS } from "./viewer";
 import { ScanNeeded, type Segment, type Source, Work } from "./work";
-import { chooseWindow, fillWindows } from "./windows";
+import { fillWindows } from "./windows";
 
 const $ = <T extends HTMLElement>(id: string) => document.getElementById(id) as T;
 const TOKEN_KEY = "famsam-token";
 const PATIENCE_MS = 400;
 
 type Tool = "include" | "exclude" | "box";
+type Mark = SessionState["prompts"][number];
 
-class Page {
-  private readonly viewer: Viewer;
+class Page implements Surroundings {
+  readonly viewer: Viewer;
   private readonly work: Work;
-  private overlay: LabelOverlay | null = null;
+  readonly looks: Looks;
+  readonly messages = new Messages();
+  overlay: LabelOverlay | null = null;
   private tool: Tool = "include";
-  private previewing = false;
-  private pointer: Vec3 | null = null;
-  private previewBusy = false;
   private drags: { index: number; ras: Vec3; continues: boolean } | null = null;
   private dragBusy: Promise<void> | null = null;
   private dragging = false;
   private queue: Promise<unknown> = Promise.resolve();
   private waiting = 0;
+  private unanswered: { segment: Segment; mark: Mark }[] = []; // prompts whose marks show before their answers are here
   private awaitsScan = false;
   readonly latencies_ms: number[] = []; // from mouse-up to the changed overlay, for the benchmark
-  lastModelMs = 0;
-  previews = 0;
+  lastTimings_ms: Record<string, number> = {}; // the model's, of the last answer
 
   constructor() {
     this.viewer = new Viewer($<HTMLCanvasElement>("canvas"), document.getElementById("marks") as unknown as SVGSVGElement, {
-      click: (ras, secondary) => this.click(ras, (this.tool === "exclude") === secondary),
+      click: (ras, secondary) => this.clicked(ras, (this.tool === "exclude") === secondary),
       box: (lower, upper) => this.act("POST", "/boxes", { corners_ras_mm: [lower, upper] }),
-      hover: (ras) => {
-        this.pointer = ras;
-        if (this.previewing) void this.preview();
-      },
+      hover: (ras) => this.looks.point(ras),
       location: (ras) => ($("position").textContent = `R ${mm(ras[0])}  A ${mm(ras[1])}  S ${mm(ras[2])} mm`),
       drag: (index, ras, finished) => void this.drag(index, ras, finished),
       remove: (index) => this.act("DELETE", `/points/${index}`),
     });
     this.work = new Work(new Api(sessionStorage.getItem(TOKEN_KEY)), {
-      connection: (lost) => this.connection(lost),
+      connection: (lost) => this.messages.connection(lost),
       login: () => this.askForToken(),
       restored: (segment, update) => this.restored(segment, update),
     });
+    this.looks = new Looks(this.viewer, this.work, this);
+  }
+
+  get busy(): boolean {
+    return this.waiting > 0 || this.dragBusy !== null;
+  }
+
+  get click(): "include" | "exclude" | null {
+    return this.tool === "box" ? null : this.tool;
+  }
+
+  expected(ml: number | null): void {
+    $("expected").textContent = ml === null ? "" : `expected ${millilitres(ml)}`;
   }
 
   async start(): Promise<void> {
@@ -59,8 +72,9 @@ class Page {
     if (location.hash) history.replaceState(null, "", location.pathname);
     this.work.api.token = sessionStorage.getItem(TOKEN_KEY);
     await this.viewer.start();
-    this.viewer.nv.setDrawOpacity(0.5);
-    this.connectControls();
+    this.viewer.nv.setDrawOpacity(1); // the segments' colours have their own
+    connectControls(this);
+    keyboard(this);
     await this.askForToken();
     const saved = Work.saved();
     if (asked.has("path")) await this.open({ kind: "path", path: asked.get("path")! });
@@ -74,12 +88,12 @@ class Page {
   async open(source: Source, file: Blob | null = null): Promise<void> {
     await this.guard(async () => {
       if (this.awaitsScan && source.kind === "file") {
-        await this.work.reopen(file!, source.name, this.progress);
+        await this.work.reopen(file!, source.name, this.messages.progress);
         this.awaitsScan = false;
         await this.show();
         await this.work.restoreMasks();
       } else {
-        await this.work.open(source, file, this.progress);
+        await this.work.open(source, file, this.messages.progress);
         await this.show();
         this.addSegment();
       }
@@ -87,7 +101,7 @@ class Page {
   }
 
   private async resume(saved: NonNullable<ReturnType<typeof Work.saved>>): Promise<void> {
-    if (!(await this.work.resume(saved, this.progress))) throw new ScanNeeded();
+    if (!(await this.work.resume(saved, this.messages.progress))) throw new ScanNeeded();
     await this.show();
     await this.work.restoreMasks();
   }
@@ -96,9 +110,9 @@ class Page {
     const info = this.work.volume!;
     const grid = new Grid(info.size_xyz, info.spacing_mm, info.ras_from_ijk, info.display_from_ijk);
     const image = await this.work.api.bytes("GET", `/v1/volumes/${info.id}/image.nii`, undefined, (part) =>
-      this.progress("Loading the views", part),
+      this.messages.progress("Loading the views", part),
     );
-    this.progress("Drawing");
+    this.messages.progress("Drawing");
     this.overlay = null;
     await this.viewer.show(image, grid);
     this.overlay = new LabelOverlay(this.viewer.nv, grid);
@@ -112,28 +126,34 @@ class Page {
     this.viewer.lookAt(grid.rasFromFrac([0.5, 0.5, 0.5]));
   }
 
-  private async restored(segment: Segment, update: Update): Promise<void> {
+  private restored(segment: Segment, update: Update): void {
     this.overlay?.clear(segment.label);
-    if (update.box_zyx) this.overlay?.apply(segment.label, update.box_zyx, await unpackBits(update.bits));
+    if (update.box_zyx) this.overlay?.apply(segment.label, update.box_zyx, unpackBits(update.bits));
     this.refresh();
   }
 
   // --- prompts ---
 
-  private click(ras: Vec3, positive: boolean): void {
+  private clicked(ras: Vec3, positive: boolean): void {
     this.act("POST", "/points", { point_ras_mm: ras, positive }, { type: "point", ras_mm: ras, positive });
   }
 
   clickAtCrosshair(negative: boolean): void {
-    if (this.viewer.grid) this.click(this.viewer.crosshairRas(), (this.tool === "exclude") === negative);
+    if (this.viewer.grid) this.clicked(this.viewer.crosshairRas(), (this.tool === "exclude") === negative);
   }
 
   /** A verb of the active segment, after those before it. Its mark shows at once, its mask when the answer is here. */
-  act(method: string, path: string, body?: object, mark?: SessionState["prompts"][number]): void {
+  act(method: string, path: string, body?: object, mark?: Mark): void {
     const segment = this.work.segment;
     if (!segment || !this.overlay) return;
-    if (mark) this.viewer.mark([...(segment.state?.prompts ?? []), mark]);
-    this.enqueue(segment, () => this.work.verb(segment, method, path, body));
+    const shown = mark && { segment, mark };
+    if (shown) this.unanswered.push(shown);
+    this.mark();
+    this.enqueue(segment, () =>
+      this.work.verb(segment, method, path, body).finally(() => {
+        this.unanswered = this.unanswered.filter((one) => one !== shown);
+      }),
+    );
   }
 
   walk(which: "undo" | "redo"): void {
@@ -144,33 +164,33 @@ class Page {
   private enqueue(segment: Segment, ask: () => Promise<Update | null>): void {
     const began = performance.now();
     this.waiting++;
-    this.status("Segmenting…");
-    this.queue = this.queue.then(() =>
+    this.messages.status("Segmenting…");
+    this.queue = Promise.all([this.queue, this.dragBusy]).then(() =>
       this.guard(async () => {
-        const patience = setTimeout(() => this.progress("Segmenting"), PATIENCE_MS); // a first look takes a while
+        const patience = setTimeout(() => this.messages.progress("Segmenting"), PATIENCE_MS); // a first look takes a while
         try {
           const update = await ask();
-          if (update) await this.apply(segment, update, began);
-          else this.status("");
+          if (update) this.apply(segment, update, began);
+          else this.messages.status("");
         } finally {
           clearTimeout(patience);
           this.waiting--;
           this.refresh();
+          if (!this.busy) this.looks.settled();
         }
       }),
     );
   }
 
-  private async apply(segment: Segment, update: Update, began: number): Promise<void> {
-    const bits = update.box_zyx ? await unpackBits(update.bits) : null;
-    if (bits) this.overlay?.apply(segment.label, update.box_zyx!, bits);
+  private apply(segment: Segment, update: Update, began: number): void {
+    if (update.box_zyx) this.overlay?.apply(segment.label, update.box_zyx, unpackBits(update.bits));
     const latency = performance.now() - began;
     this.latencies_ms.push(latency);
-    this.lastModelMs = update.timings_ms.total ?? 0;
+    this.lastTimings_ms = update.timings_ms;
     this.viewer.redraw();
     const quality = update.quality === null ? "" : ` · predicted quality ${Math.round(100 * update.quality)} %`;
     const server = update.timings_ms.total === undefined ? "" : ` (model ${Math.round(update.timings_ms.total)} ms)`;
-    this.status(`${Math.round(latency)} ms${server}${quality}`);
+    this.messages.status(`${Math.round(latency)} ms${server}${quality}`);
   }
 
   /** Moves of a drag: the newest place goes to the server as soon as the one before is answered. */
@@ -179,7 +199,10 @@ class Page {
     if (!segment) return;
     this.drags = { index, ras, continues: this.dragging };
     this.dragging = !finished;
-    this.dragBusy ??= this.sendDrags(segment).finally(() => (this.dragBusy = null));
+    this.dragBusy ??= this.sendDrags(segment).finally(() => {
+      this.dragBusy = null;
+      if (!this.busy) this.looks.settled();
+    });
   }
 
   private async sendDrags(segment: Segment): Promise<void> {
@@ -190,38 +213,10 @@ class Page {
       const began = performance.now();
       await this.guard(async () => {
         const body = { point_ras_mm: ras };
-        await this.apply(segment, await this.work.verb(segment, "PUT", `/points/${index}`, body, continues || sameDrag), began);
+        this.apply(segment, await this.work.verb(segment, "PUT", `/points/${index}`, body, continues || sameDrag), began);
       });
       this.refresh();
     }
-  }
-
-  // --- preview ---
-
-  setPreviewing(on: boolean): void {
-    if (this.previewing === on) return;
-    this.previewing = on;
-    if (on) void this.preview();
-    else if (this.overlay?.endPreview()) this.viewer.redraw();
-  }
-
-  private async preview(): Promise<void> {
-    if (this.previewBusy || this.waiting) return;
-    this.previewBusy = true;
-    for (let shown: Vec3 | null = null; this.previewing && this.pointer && this.pointer !== shown; ) {
-      const segment = this.work.segment;
-      if (!segment || this.waiting) break;
-      shown = this.pointer;
-      const body = { point_ras_mm: shown, positive: this.tool !== "exclude" };
-      const update = await this.work.preview(segment, body).catch(() => null);
-      if (!update || !this.previewing || this.waiting || segment !== this.work.segment) continue;
-      const bits = update.box_zyx ? await unpackBits(update.bits) : null;
-      if (bits) this.overlay?.preview(segment.label, update.box_zyx!, bits);
-      else this.overlay?.endPreview();
-      this.previews++;
-      this.viewer.redraw();
-    }
-    this.previewBusy = false;
   }
 
   // --- segments ---
@@ -257,10 +252,17 @@ class Page {
   /** Colours, order and visibility, after any of them changed; the active segment lies on top. */
   private arrange(): void {
     const { segments, segment } = this.work;
-    this.overlay?.colour(new Map(segments.map((one) => [one.label, one.colour])));
+    this.recolour();
     const order = [...segments].sort((a, b) => Number(a === segment) - Number(b === segment));
     this.overlay?.arrange(order);
     this.refresh();
+    this.viewer.redraw();
+    this.looks.settled();
+  }
+
+  recolour(): void {
+    const colours = new Map(this.work.segments.map((one) => [one.label, one.colour]));
+    this.overlay?.colour(colours, Number($<HTMLInputElement>("opacity").value));
     this.viewer.redraw();
   }
 
@@ -275,13 +277,13 @@ class Page {
       recolour: (one, colour) => {
         one.colour = colour;
         this.work.save();
-        this.arrange();
+        this.recolour();
       },
       toggle: (one) => this.toggle(one),
       remove: (one) => this.removeSegment(one),
     });
     const prompts = segment?.state?.prompts ?? [];
-    if (!this.waiting) this.viewer.mark(segment?.visible ? prompts : []);
+    this.mark();
     $<HTMLButtonElement>("undo").disabled = !segment?.past.length;
     $<HTMLButtonElement>("redo").disabled = !segment?.future.length;
     $<HTMLButtonElement>("reset").disabled = !segment?.voxels && !prompts.length;
@@ -292,10 +294,17 @@ class Page {
     }
   }
 
+  /** The active segment's prompts, and those that wait for their answers. */
+  private mark(): void {
+    const { segment } = this.work;
+    const waiting = this.unanswered.filter((one) => one.segment === segment).map((one) => one.mark);
+    this.viewer.mark(segment?.visible ? [...(segment.state?.prompts ?? []), ...waiting] : []);
+  }
+
   async save(format: string): Promise<void> {
     await this.queue;
     await this.guard(async () => {
-      this.progress("Saving");
+      this.messages.progress("Saving");
       const content = await this.work.export(format);
       const link = document.createElement("a");
       link.href = URL.createObjectURL(new Blob([content]));
@@ -325,58 +334,18 @@ class Page {
     if (count) this.act("DELETE", `/points/${count - 1}`);
   }
 
+  toggleDoubt(): void {
+    this.looks.setDoubting(!this.looks.doubting);
+    $("doubt").setAttribute("aria-pressed", String(this.looks.doubting));
+    $("legend").hidden = !this.looks.doubting;
+  }
+
   help(): void {
     $<HTMLDialogElement>("help-dialog").showModal();
   }
 
   step(by: Vec3): void {
     this.viewer.step(by);
-  }
-
-  private connectControls(): void {
-    const file = $<HTMLInputElement>("file");
-    const on = (id: string, act: () => unknown) => $(id).addEventListener("click", () => void act());
-    for (const id of ["open", "welcome-open"]) on(id, () => file.click());
-    for (const id of ["sample", "welcome-sample"]) on(id, () => this.open({ kind: "sample" }));
-    file.addEventListener("change", () => {
-      const chosen = file.files?.[0];
-      if (chosen) void this.open({ kind: "file", name: chosen.name }, chosen);
-      file.value = "";
-    });
-    for (const tool of ["include", "exclude", "box"] as const) on(tool, () => this.setTool(tool));
-    on("undo", () => this.walk("undo"));
-    on("redo", () => this.walk("redo"));
-    on("reset", () => this.act("POST", "/reset"));
-    on("add-segment", () => this.addSegment());
-    on("help", () => this.help());
-    on("alert-close", () => this.alert(null));
-    $("opacity").addEventListener("input", (event) => {
-      this.viewer.nv.drawOpacity = Number((event.target as HTMLInputElement).value);
-      this.viewer.redraw();
-    });
-    $("layout").addEventListener("change", (event) => this.viewer.layout((event.target as HTMLSelectElement).value as Layout));
-    $("window").addEventListener("change", (event) => chooseWindow(this.viewer, (event.target as HTMLSelectElement).value));
-    for (const button of document.querySelectorAll<HTMLButtonElement>(".save")) {
-      button.addEventListener("click", () => void this.save(button.dataset.format!));
-    }
-    this.connectDrop();
-    keyboard(this);
-  }
-
-  private connectDrop(): void {
-    document.addEventListener("dragover", (event) => {
-      event.preventDefault();
-      document.body.classList.add("dropping");
-    });
-    document.addEventListener("dragleave", (event) => {
-      if (!event.relatedTarget) document.body.classList.remove("dropping");
-    });
-    document.addEventListener("drop", (event) => {
-      event.preventDefault();
-      document.body.classList.remove("dropping");
-      const dropped = event.dataTransfer?.files[0];
-      if (dropped) void this.open({ kind: "file", name: dropped.name }, dropped);
-    });
   }
 
   private async askForToken(): Promise<void> {
@@ -396,56 +365,21 @@ class Page {
     }
   }
 
-  // --- telling the user ---
-
-  private connection(lost: boolean): void {
-    const text = "The connection to the server is lost. Work goes on when it is back.";
-    if (lost) this.alert(text);
-    else if ($("alert-text").textContent === text) this.alert(null);
-    if (lost) this.progress("Waiting for the server");
-  }
-
   /** Run something; what goes wrong is told in a sentence, and work goes on. */
   private async guard(work: () => Promise<unknown>): Promise<void> {
     try {
       await work();
     } catch (error) {
-      if (error instanceof ScanNeeded) {
-        this.awaitsScan = true;
-        this.alert("The server no longer has this scan. Open the same file again, and the segments come back.");
-      } else if (!(error instanceof Refusal) || error.code !== "superseded") {
-        this.alert(error instanceof Error && error.message ? sentence(error.message) : "The server cannot be reached.");
-      }
-      this.status("");
+      if (error instanceof ScanNeeded) this.awaitsScan = true;
+      this.messages.problem(error);
     } finally {
-      $("progress").hidden = true;
+      this.messages.done();
     }
-  }
-
-  private readonly progress = (what: string, part?: number): void => {
-    $("progress").hidden = false;
-    $("progress-text").textContent = what;
-    const bar = $<HTMLProgressElement>("progress-bar");
-    if (part === undefined) bar.removeAttribute("value");
-    else bar.value = part;
-  };
-
-  private alert(text: string | null): void {
-    $("alert").hidden = text === null;
-    $("alert-text").textContent = text ?? "";
-  }
-
-  private status(text: string): void {
-    $("status").textContent = text;
   }
 }
 
 function mm(value: number): string {
   return value.toFixed(1);
-}
-
-function sentence(text: string): string {
-  return text.charAt(0).toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
 }
 
 export type { Page };

@@ -10,6 +10,8 @@ export interface SegmentActions {
   remove(segment: Segment): void;
 }
 
+let listed: { segment: Segment; look: string }[] = []; // as the list shows them
+
 export function renderSegments(
   list: HTMLElement,
   segments: Segment[],
@@ -17,10 +19,14 @@ export function renderSegments(
   voxelMl: number,
   actions: SegmentActions,
 ): void {
-  if (list.contains(document.activeElement) && document.activeElement instanceof HTMLInputElement) {
-    segments.forEach((segment, k) => describe(list.children[k] as HTMLElement | undefined, segment, voxelMl));
-    if (list.children.length === segments.length) return; // a name is being typed: leave its field in place
+  const typing = list.contains(document.activeElement) && document.activeElement instanceof HTMLInputElement;
+  const looks = segments.map((one) => `${one.name} ${one.colour} ${one.visible} ${one === active}`);
+  const same = segments.length === listed.length && segments.every((one, k) => one === listed[k].segment);
+  if (same && (typing || looks.every((look, k) => look === listed[k].look))) {
+    segments.forEach((segment, k) => describe(list.children[k] as HTMLElement, segment, voxelMl));
+    return; // the fields stay in place, also while a name is being typed
   }
+  listed = segments.map((segment, k) => ({ segment, look: looks[k] }));
   list.replaceChildren(...segments.map((segment) => row(segment, segment === active, voxelMl, actions)));
 }
 
@@ -48,14 +54,16 @@ function row(segment: Segment, isActive: boolean, voxelMl: number, actions: Segm
   return item;
 }
 
-function describe(item: HTMLElement | undefined, segment: Segment, voxelMl: number): void {
-  const text = item?.querySelector("small");
-  if (!text) return;
-  const ml = segment.voxels * voxelMl;
+function describe(item: HTMLElement, segment: Segment, voxelMl: number): void {
+  const text = item.querySelector("small")!;
   const points = segment.state?.prompts.length ?? 0;
   text.textContent = segment.voxels
-    ? `${ml.toFixed(ml < 10 ? 2 : 1)} ml · ${points} ${points === 1 ? "prompt" : "prompts"}`
+    ? `${millilitres(segment.voxels * voxelMl)} · ${points} ${points === 1 ? "prompt" : "prompts"}`
     : "empty: click on a structure";
+}
+
+export function millilitres(ml: number): string {
+  return `${ml.toFixed(ml < 10 ? 2 : 1)} ml`;
 }
 
 function input(type: string, value: string, label: string): HTMLInputElement {

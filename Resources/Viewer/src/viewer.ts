@@ -47,6 +47,8 @@ export class Viewer {
   private framed: { tile: Tile; from: Vec3; to: Vec3 } | null = null;
   private dragged: { index: number; tile: Tile; ras: Vec3; moved: boolean } | null = null;
   private frameRequested = false;
+  private marksRequested = false;
+  private shownTiles: Tile[] | null = null; // as last drawn; where they lie is known only by then
   private readonly backColour = [0.04, 0.05, 0.07, 1];
 
   constructor(
@@ -89,6 +91,7 @@ export class Viewer {
     const draw = this.nv.drawScene.bind(this.nv);
     this.nv.drawScene = () => {
       const text = draw();
+      this.shownTiles = null;
       this.drawMarks();
       return text;
     };
@@ -133,7 +136,9 @@ export class Viewer {
 
   mark(prompts: (PointPrompt | BoxPrompt)[]): void {
     this.prompts = prompts;
-    this.drawMarks();
+    if (this.marksRequested) return;
+    this.marksRequested = true;
+    requestAnimationFrame(() => this.marksRequested && this.drawMarks());
   }
 
   crosshairRas(): Vec3 {
@@ -206,6 +211,7 @@ export class Viewer {
     if (this.dragged) {
       const { index, ras, moved } = this.dragged;
       this.dragged = null;
+      this.prompts = this.prompts.map((one, k) => (k === index ? { ...one, ras_mm: ras } : one) as typeof one); // till the answer
       if (moved) this.events.drag(index, ras, true);
     } else if (this.framed) {
       const framed = this.framed;
@@ -247,6 +253,10 @@ export class Viewer {
   }
 
   private tiles(): Tile[] {
+    return (this.shownTiles ??= this.tilesAsDrawn());
+  }
+
+  private tilesAsDrawn(): Tile[] {
     const ratio = this.canvas.width / this.canvas.clientWidth;
     return this.nv.screenSlices.flatMap((slice, k): Tile[] => {
       if (slice.axCorSag > SLICE_TYPE.SAGITTAL) return [];
@@ -286,6 +296,7 @@ export class Viewer {
   }
 
   private drawMarks(): void {
+    this.marksRequested = false;
     const shapes: SVGElement[] = [];
     if (this.grid) {
       for (const tile of this.tiles()) {

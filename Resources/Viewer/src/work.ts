@@ -3,7 +3,17 @@
 // The prompts are kept here (and in the tab's storage), not only on the server: after a reload, or when the server was
 // restarted, the scan is opened again and every segment is restored from its prompts. The scan itself is never stored.
 
-import { Api, Disconnected, type ExportedSegment, Refusal, type SessionState, type Update, type VolumeInfo } from "./api";
+import {
+  Api,
+  Disconnected,
+  type ExportedSegment,
+  Refusal,
+  type SessionState,
+  type Uncertainty,
+  type Update,
+  type VolumeInfo,
+} from "./api";
+import type { Vec3 } from "./geometry";
 
 export type Source = { kind: "sample" } | { kind: "path"; path: string } | { kind: "file"; name: string };
 
@@ -38,7 +48,7 @@ export interface WorkEvents {
   /** The server asks for another token than before. */
   login(): Promise<void>;
   /** A segment's whole mask, brought back from its prompts. */
-  restored(segment: Segment, update: Update): Promise<void>;
+  restored(segment: Segment, update: Update): void;
 }
 
 const KEY = "famsam-work-2";
@@ -53,11 +63,15 @@ export class Work {
   active = 0;
   private file: Blob | null = null;
   private restoring: Promise<void> | null = null;
+  private saving: ReturnType<typeof setTimeout> | undefined;
+  private readonly opening = new Map<Segment, Promise<string>>(); // so that a click and a look open one session together
 
   constructor(
     readonly api: Api,
     private readonly events: WorkEvents,
-  ) {}
+  ) {
+    window.addEventListener("pagehide", () => this.saving && this.saveNow());
+  }
 
   get segment(): Segment | null {
     return this.segments[this.active] ?? null;
@@ -145,15 +159,25 @@ export class Work {
     return update;
   }
 
-  /** What a click would change; null if something newer took its place or the server is away. */
-  async preview(segment: Segment, body: unknown): Promise<Update | null> {
-    if (this.restoring) return null;
-    try {
-      return await this.ask(segment, "POST", "/preview", body);
-    } catch (error) {
-      if (isLost(error) || (error instanceof Refusal && error.code === "superseded")) return null;
-      throw error;
-    }
+  /** What a click would change; like all that only looks, null if it cannot be had now. */
+  preview(segment: Segment, body: unknown): Promise<Update | null> {
+    return this.look(() => this.ask<Update>(segment, "POST", "/preview", body));
+  }
+
+  /** How sure the model is of a segment's result. */
+  uncertainty(segment: Segment): Promise<Uncertainty | null> {
+    return this.look(() => this.ask<Uncertainty>(segment, "GET", "/uncertainty"));
+  }
+
+  /** Prepare one view for a click at a place; whether there may be more to prepare. */
+  async encodeAhead(segment: Segment, ras: Vec3): Promise<boolean> {
+    const answer = await this.look(() => this.ask<{ more: boolean }>(segment, "POST", "/encode-ahead", { point_ras_mm: ras }));
+    return answer?.more ?? false;
+  }
+
+  /** Whatever keeps a look from being had (something newer, a server that is away) is told by what changes something. */
+  private async look<T>(ask: () => Promise<T>): Promise<T | null> {
+    return this.restoring ? null : ask().catch(() => null);
   }
 
   async export(format: string): Promise<ArrayBuffer> {
@@ -166,7 +190,14 @@ export class Work {
     });
   }
 
+  /** Keep everything for a reload; soon, so that nobody waits for it. */
   save(): void {
+    this.saving ??= setTimeout(() => this.saveNow());
+  }
+
+  private saveNow(): void {
+    clearTimeout(this.saving);
+    this.saving = undefined;
     if (!this.source || !this.volume) return;
     const saved: Saved = { source: this.source, volumeId: this.volume.id, segments: this.segments, active: this.active };
     try {
@@ -216,7 +247,7 @@ export class Work {
         try {
           const update = await this.api.json<Update>("GET", `/v1/sessions/${segment.sessionId}/mask`);
           this.note(segment, update);
-          await this.events.restored(segment, update);
+          this.events.restored(segment, update);
           continue;
         } catch (error) {
           if (!isLost(error)) throw error;
@@ -230,13 +261,12 @@ export class Work {
   }
 
   private async restoreFromPrompts(segment: Segment): Promise<void> {
-    const { id } = await this.api.json<{ id: string }>("POST", `/v1/volumes/${this.volume!.id}/sessions`);
-    segment.sessionId = id;
+    const id = await this.openSession(segment);
     const { prompts } = segment.state!;
     if (prompts.length || segment.state!.mask) {
       const update = await this.api.json<Update>("PUT", `/v1/sessions/${id}/state`, { state: segment.state });
       this.note(segment, update);
-      await this.events.restored(segment, update);
+      this.events.restored(segment, update);
     }
   }
 
@@ -259,16 +289,24 @@ export class Work {
     return this.api.upload(file!, (part) => progress(part < 1 ? "Sending the scan" : "Reading the scan", part < 1 ? part : undefined));
   }
 
-  private async ask(segment: Segment, method: string, path: string, body?: unknown): Promise<Update> {
-    return this.api.json(method, `/v1/sessions/${await this.sessionOf(segment)}${path}`, body);
+  private async ask<T = Update>(segment: Segment, method: string, path: string, body?: unknown): Promise<T> {
+    return this.api.json<T>(method, `/v1/sessions/${await this.sessionOf(segment)}${path}`, body);
   }
 
   private async sessionOf(segment: Segment): Promise<string> {
-    if (!segment.sessionId) {
-      const { id } = await this.api.json<{ id: string }>("POST", `/v1/volumes/${this.volume!.id}/sessions`);
-      segment.sessionId = id;
+    if (segment.sessionId) return segment.sessionId;
+    let opening = this.opening.get(segment);
+    if (!opening) {
+      opening = this.openSession(segment).finally(() => this.opening.delete(segment));
+      this.opening.set(segment, opening);
     }
-    return segment.sessionId;
+    return opening;
+  }
+
+  private async openSession(segment: Segment): Promise<string> {
+    const { id } = await this.api.json<{ id: string }>("POST", `/v1/volumes/${this.volume!.id}/sessions`);
+    segment.sessionId = id;
+    return id;
   }
 
   /** Do it; when the server is away or has forgotten, wait, restore the work there from the prompts, and do it again. */

@@ -189,8 +189,9 @@ def test_sessions_of_a_scan_encode_once_and_see_what_a_lone_one_sees(client: htt
 
 
 def test_encoding_ahead_waits_until_nobody_clicks(
-    client: httpx.Client, gated: GatedModel, pool: ThreadPoolExecutor
+    client: httpx.Client, gated: GatedModel, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("famsam.server.hub.IDLE_PATIENCE_S", 60.0)
     _, clicking = opened(client)
     _, resting = opened(client)
     click = pool.submit(client.post, f"/v1/sessions/{clicking}/points", json={"point_ras_mm": CENTRE_RAS_MM})
@@ -205,8 +206,9 @@ def test_encoding_ahead_waits_until_nobody_clicks(
 
 
 def test_encoding_ahead_gives_way_to_a_click_of_its_own_session(
-    client: httpx.Client, gated: GatedModel, pool: ThreadPoolExecutor
+    client: httpx.Client, gated: GatedModel, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("famsam.server.hub.IDLE_PATIENCE_S", 60.0)
     _, clicking = opened(client)
     _, resting = opened(client)
     click = pool.submit(client.post, f"/v1/sessions/{clicking}/points", json={"point_ras_mm": CENTRE_RAS_MM})
