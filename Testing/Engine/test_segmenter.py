@@ -202,7 +202,7 @@ def test_what_one_tile_shows_whole_is_looked_at_through_it_from_then_on(monkeypa
         segmenter, "decode", lambda e, view, *rest: seen.append(view.spacing_mm) or decode(e, view, *rest)
     )
     first, second, beyond = run(segmenter, [(53, 56, 50), (48, 60, 45), (53, 56, 90)], [POSITIVE, POSITIVE, NEGATIVE])
-    assert seen[:3] == pytest.approx([3.0, 1.5, 1.5]), "from afar, through its tile, and the next click through the tile alone"
+    assert seen[:3] == pytest.approx([3.0, 1.5, 1.5]), "from afar, through its tile, then through that alone"
     assert first.view == second.view and first.view.spacing_mm == pytest.approx(1.5)
     assert dice(first.mask.dense(), truth) > 0.95 and dice(second.mask.dense(), truth) > 0.95
     assert dice(beyond.mask.dense(), truth) > 0.95, "and a click beyond it is still seen"
