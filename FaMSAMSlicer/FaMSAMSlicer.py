@@ -127,7 +127,7 @@ class FaMSAMSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
 
         if not start:
             self.editor.setActiveEffect(None)
-            self.ui.startButton.text = _("Start clicking")
+            self.show_started(False)
             return
         try:
             self.logic.prepare()
@@ -138,14 +138,21 @@ class FaMSAMSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.say("")
         self.enter()
         self.editor.setActiveEffectByName(EFFECT)
-        self.ui.startButton.text = _("Stop clicking")
+        self.show_started(True)
 
     def on_editor_modified(self, caller: Any, event: Any) -> None:
-        """The button goes up when the effect is left in another way (by Esc, or by removing the segmentation)."""
-        left = self.was_active and caller.GetActiveEffectName() != EFFECT
-        self.was_active = caller.GetActiveEffectName() == EFFECT
-        if left:
-            self.ui.startButton.checked = False
+        """The button follows the effect where that is chosen or left in another way (in the editor, by Esc)."""
+        active = caller.GetActiveEffectName() == EFFECT
+        if active != self.was_active:
+            self.was_active = active
+            was_blocked = self.ui.startButton.blockSignals(True)
+            self.ui.startButton.checked = active
+            self.ui.startButton.blockSignals(was_blocked)
+            self.show_started(active)
+
+    def show_started(self, started: bool) -> None:
+        """What the button will do next."""
+        self.ui.startButton.text = _("Stop clicking") if started else _("Start clicking")
 
     def on_sample_data(self) -> None:
         """Show the Sample Data module."""

@@ -63,8 +63,8 @@ def _start(state: SegmentState, printed: str, asked: Asked, scan: Scan, to_scan:
     if not printed:
         return Start()
     seg_from_ijk = np.linalg.inv(to_scan) @ scan.ras_from_ijk
-    mask = segment_on_grid(asked.node, asked.segment_id, seg_from_ijk, scan.voxels_zyx.shape)
-    return Start() if mask is None else Start(mask_zyx=mask)
+    found = segment_on_grid(asked.node, asked.segment_id, seg_from_ijk, scan.voxels_zyx.shape)
+    return Start() if found is None else Start(mask=found)
 
 
 def _is_usable(prompt: Prompt, scan: Scan) -> bool:

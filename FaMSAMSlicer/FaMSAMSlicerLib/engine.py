@@ -89,8 +89,9 @@ class Start:
     token: str = ""
     prompts: Prompts = ()
     base: Optional[Dict[str, Any]] = None
-    mask_zyx: Optional[np.ndarray] = None
-    """On the scan's grid: begin from this mask, which something else has made, and from no prompts."""
+    mask: Optional[Tuple[np.ndarray, Tuple[int, int, int]]] = None
+    """Begin from this mask, which something else has made, and from no prompts: (z, y, x) bool, a part of the scan's
+    grid, and the index (z, y, x) of its first voxel."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -267,22 +268,25 @@ class _Place:
         self._at += 1
 
     def go_to(self, start: Start) -> None:
-        token = start.token if start.mask_zyx is None else _mask_token(start.mask_zyx)
+        token = start.token if start.mask is None else _mask_token(*start.mask)
         if token in self._tokens:
             target = self._tokens.index(token)
             while self._at != target:
                 self._session.undo() if self._at > target else self._session.redo()
                 self._at += 1 if self._at < target else -1
             return
-        if start.mask_zyx is not None:
-            self._session.set_mask(start.mask_zyx)
+        if start.mask is not None:
+            part, low = start.mask
+            mask_zyx = np.zeros(self._session.volume.grid.size_zyx, dtype=bool)
+            mask_zyx[tuple(slice(a, a + n) for a, n in zip(low, part.shape))] = part
+            self._session.set_mask(mask_zyx)
         else:
             self._session.restore(_session_state(self._session, start))
         self.passed(token)
 
 
-def _mask_token(mask_zyx: np.ndarray) -> str:
-    return hashlib.blake2b(np.packbits(mask_zyx).tobytes(), digest_size=16).hexdigest()
+def _mask_token(part_zyx: np.ndarray, low_zyx: Tuple[int, int, int]) -> str:
+    return f"{hashlib.blake2b(np.packbits(part_zyx).tobytes()).hexdigest()} {part_zyx.shape} {low_zyx}"
 
 
 def _session_state(session: Any, start: Start) -> Dict[str, Any]:

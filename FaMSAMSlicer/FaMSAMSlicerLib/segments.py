@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any, Optional, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 import slicer
@@ -42,12 +42,26 @@ def image_matrix(image: Any) -> np.ndarray:
 
 def mask_print(segment: Any) -> str:
     """A short print of the segment's voxels (where exactly the grid begins does not matter); "" if there are none."""
+    image = segment.GetRepresentation("Binary labelmap")
+    scalars = None if image is None else image.GetPointData().GetScalars()
+    if scalars is None or image.GetNumberOfPoints() == 0:
+        return ""
+    # No two states of any two images have one modification time in VTK, so that a print is made once for each.
+    times, label = (image.GetMTime(), scalars.GetMTime()), segment.GetLabelValue()
+    if (times, label) not in _prints:
+        if len(_prints) >= _PRINTS_KEPT:
+            del _prints[next(iter(_prints))]
+        _prints[times, label] = _print_of(labelmap_view(image) == label)
+    return _prints[times, label]
+
+
+_prints: Dict[Tuple[Tuple[int, int], int], str] = {}
+_PRINTS_KEPT = 64
+
+
+def _print_of(voxels: np.ndarray) -> str:
     from famsam.geometry import bounding_box, box_slices
 
-    image = segment.GetRepresentation("Binary labelmap")
-    if image is None or image.GetPointData().GetScalars() is None or image.GetNumberOfPoints() == 0:
-        return ""
-    voxels = labelmap_view(image) == segment.GetLabelValue()
     box = bounding_box(voxels)
     if box is None:
         return ""
@@ -57,7 +71,7 @@ def mask_print(segment: Any) -> str:
 
 def segment_on_grid(
     segmentation_node: Any, segment_id: str, seg_from_ijk: np.ndarray, size_zyx: Index3
-) -> Optional[np.ndarray]:
+) -> Optional[Tuple[np.ndarray, Index3]]:
     """A segment's mask on a grid.
 
     Args:
@@ -67,7 +81,8 @@ def segment_on_grid(
         size_zyx: of the wanted grid.
 
     Returns:
-        (z, y, x) bool; None if the segment is empty there.
+        (z, y, x) bool, a part of the grid that holds all of it, and the index of its first voxel; None if the segment
+        is empty there.
     """
     from famsam.geometry import bounding_box, box_slices
 
@@ -82,15 +97,14 @@ def segment_on_grid(
         return None
     first_xyz = np.array(source.GetExtent()[::2])
     mask, low = resampled(voxels[box_slices(box)], image_matrix(source), first_xyz + box[0][::-1], seg_from_ijk)
-    out = np.zeros(size_zyx, dtype=bool)
     low_zyx = low[::-1]
     start = np.maximum(low_zyx, 0)
     stop = np.minimum(low_zyx + mask.shape, size_zyx)
     if (stop <= start).any():
         return None
-    inside = tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, low_zyx))
-    out[tuple(slice(a, b) for a, b in zip(start, stop))] = mask[inside]
-    return out if out.any() else None
+    part = mask[tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, low_zyx))]
+    z, y, x = (int(v) for v in start)
+    return (part, (z, y, x)) if part.any() else None
 
 
 def modifier_labelmap(mask_zyx: np.ndarray, low_xyz: np.ndarray, seg_from_ijk: np.ndarray, reference: Any) -> Any:

@@ -234,6 +234,22 @@ def test_the_next_click_goes_on_in_the_same_session(world):
     assert len(session._history) == history + 1, "nothing was replayed"
 
 
+def test_two_editors_share_the_worker(world):
+    """The module's and the Segment Editor's: each finds its own state again."""
+    effect = host.Effect(world.segmentation, world.volume, "second")
+    other = Controller(effect, world.engine, world.said.append)
+    for offset in range(3):
+        world.controller.click(world.centre(0, (offset, 0, 0)))
+        other.click(world.centre(1, (offset, 0, 0)))
+    other.finish(60)
+    world.settle()
+    for name, ball, controller in (("first", 0, world.controller), ("second", 1, other)):
+        assert len(controller.state.prompts) == 3 and controller.state.base is None
+        assert dice(world.mask(name), world.balls[ball]) > 0.7
+    assert not (world.mask("first") & world.mask("second")).any()
+    other.close()
+
+
 def test_cancel_drops_what_is_under_way(held):
     held.model.gate.clear()
     held.controller.click(held.centre(0))

@@ -6,6 +6,7 @@ import host
 import numpy as np
 import pytest
 import slicer
+from FaMSAMSlicerLib import segments
 from worlds import dice
 
 EDIT_EVERYWHERE = slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
@@ -179,3 +180,21 @@ def test_the_base_mask_is_restored_with_the_saved_scene(world, tmp_path):
     world.click(world.centre(1, (2, 0, 0)))
     assert len(world.controller.state.prompts) == 2 and world.controller.state.base is not None
     assert (world.mask() & mask).sum() > 0.9 * mask.sum()
+
+
+def test_the_print_of_a_mask_is_made_once_for_each_of_its_states(world, monkeypatch):
+    made = []
+    plain = segments._print_of
+    monkeypatch.setattr(segments, "_print_of", lambda voxels: made.append(1) or plain(voxels))
+    world.click(world.centre(0))
+    world.click(world.centre(0, (1, 0, 0)))
+    assert len(made) == 2, "after each click; not again to see whether something else has edited the segment"
+    image = world.controller.segment.GetRepresentation("Binary labelmap")
+    before = segments.mask_print(world.controller.segment)
+    segments.labelmap_view(image)[0, 0, :] = world.controller.segment.GetLabelValue()
+    image.GetPointData().GetScalars().Modified()  # in place, as some tools do
+    assert segments.mask_print(world.controller.segment) != before
+    for number in range(200):
+        image.Modified()
+        segments.mask_print(world.controller.segment)
+    assert len(segments._prints) <= segments._PRINTS_KEPT

@@ -256,6 +256,18 @@ def test_another_source_volume_is_clicked_in(app):
     assert dice(app.mask(), mirrored) > 0.7
 
 
+def test_the_effect_chosen_in_the_editor_itself_presses_the_button(app):
+    app.start()
+    app.widget.ui.startButton.checked = False
+    assert app.widget.ui.startButton.text == "Start clicking"
+    app.widget.editor.setActiveEffectByName("FaM-SAM")
+    assert app.widget.ui.startButton.checked and app.widget.ui.startButton.text == "Stop clicking"
+    app.click(qt_host.SliceView("Axial", app.center(0)), app.center(0))
+    assert dice(app.mask(), app.balls[0]) > 0.7
+    app.widget.ui.startButton.click()
+    assert app.widget.editor.activeEffect() is None and app.widget.ui.startButton.text == "Start clicking"
+
+
 def test_keys_are_not_those_of_the_segment_editor(app):
     from FaMSAMSlicerLib import SegmentEditorFaMSAMEffect as name
 
