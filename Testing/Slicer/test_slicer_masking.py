@@ -194,7 +194,7 @@ def test_the_print_of_a_mask_is_made_once_for_each_of_its_states(world, monkeypa
     segments.labelmap_view(image)[0, 0, :] = world.controller.segment.GetLabelValue()
     image.GetPointData().GetScalars().Modified()  # in place, as some tools do
     assert segments.mask_print(world.controller.segment) != before
-    for number in range(200):
+    for _number in range(200):
         image.Modified()
         segments.mask_print(world.controller.segment)
     assert len(segments._prints) <= segments._PRINTS_KEPT
