@@ -40,6 +40,8 @@ class SegmenterOptions:
     """How views are chosen."""
     looks: int = 4
     """At most so many views are followed for one prompt."""
+    enough_trust: float = 0.5
+    """A structure that a first look shows whole, with at least this predicted IoU, needs no others."""
     wider_trust: float = 0.8
     """A wider view is taken if its predicted IoU is at least this share of the narrower one's."""
     refine_above: float = 1.3
@@ -145,13 +147,15 @@ class Segmenter:
     ) -> Generator[None, None, Tuple[CropBox, Tensor, float]]:
         """The view to go by, its logits and predicted IoU: of several looks the one that the model trusts most.
 
-        A structure seen for the first time is looked at from several distances. If it then goes on behind a face of the
-        view, the view widens, unless that costs much of the trust; a closer view must not cost any.
+        A structure seen for the first time is looked at from several distances, until one will do. If it then goes on
+        behind a face of the view, the view widens, unless that costs much trust; a closer view must not cost any.
         """
         options, newest = self.options, prompts.points_zyx[-1]
         looks: Dict[CropBox, Tuple[Tensor, float]] = {}
         for view in self._start_views(prompts, previous):
-            looks[view] = yield from self._look(view, prompts, previous)
+            logits, quality = looks[view] = yield from self._look(view, prompts, previous)
+            if quality >= options.enough_trust and self._better_view(view, logits, newest) is None:
+                break
         best = max(looks, key=lambda view: looks[view][1])
         followed = {best}
         while len(followed) < options.looks:

@@ -91,9 +91,7 @@ class ViewChooser:
         centre_mm = np.clip(centre_mm, middle_mm - slack_mm, middle_mm + slack_mm)
         return CropBox(tuple(float(c) for c in centre_mm / voxel_mm), float(spacing), self.size)  # type: ignore[arg-type]
 
-    def better(
-        self, view: CropBox, low: FloatArray, high: FloatArray, must_see_zyx: ArrayLike
-    ) -> Optional[CropBox]:
+    def better(self, view: CropBox, low: FloatArray, high: FloatArray, must_see_zyx: ArrayLike) -> Optional[CropBox]:
         """Another view for an object that spans ``low`` to ``high`` of this view, or None if this one will do.
 
         Args:
@@ -135,7 +133,7 @@ class ViewChooser:
 
 
 def tiles(
-    coarse_mask: NDArray[np.bool_], factor: int, most: int, size: int = 64, stride: int = 48
+    coarse_mask: NDArray[np.bool_], factor: int, most: int, size: int = 64, stride: int = 48, step: int = 8
 ) -> Sequence[Tuple[int, int, int]]:
     """Origins of cubes that cover the border of a mask given on a grid ``factor`` times as coarse.
 
@@ -143,6 +141,8 @@ def tiles(
         coarse_mask: (n, n, n) bool; the cubes lie on a grid of (n * factor) voxels an edge.
         most: at most so many, those with the longest border first.
         size, stride: of the cubes, in fine voxels.
+        step: origins are multiples of it where that costs no more cubes, so that the same cubes, seen already, cover a
+            mask that changes a little.
     """
     n = coarse_mask.shape[0] * factor
     found = np.argwhere(coarse_mask)
@@ -152,8 +152,12 @@ def tiles(
     starts = []
     for a, b in zip(low, high):
         count = max(1, math.ceil((b - a - size) / stride) + 1)
-        first = (a + b) / 2 - (size + (count - 1) * stride) / 2
-        starts.append(sorted({int(np.clip(round(first + i * stride), 0, n - size)) for i in range(count)}))
+        reach = size + (count - 1) * stride
+        first = round((a + b - reach) / 2)
+        on_step = round(first / step) * step
+        if b - reach <= on_step <= a:
+            first = on_step
+        starts.append(sorted({int(np.clip(first + i * stride, 0, n - size)) for i in range(count)}))
     scored = []
     for z in starts[0]:
         for y in starts[1]:

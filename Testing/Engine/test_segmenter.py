@@ -190,6 +190,23 @@ def test_structures_of_300_mm_are_segmented_whole(shape, z):
     assert errors_near_faces(mask, truth, views, segmenter.grid) < 0.05
 
 
+@pytest.mark.parametrize("trust, looks", [(0.6, 1), (0.4, 3)])
+def test_a_first_look_that_is_trusted_enough_is_the_only_one(monkeypatch, trust, looks):
+    size, spacing = (110, 110, 110), (2.0, 2.0, 2.0)
+    truth = ball(mm_of(size, spacing), (110, 110, 110), 35)
+    segmenter = Segmenter(ThresholdModel(), scan_of(truth, spacing))
+    seen, decode = [], segmenter.decode
+
+    def doubting(embedding, view, *rest):
+        seen.append(view)
+        return decode(embedding, view, *rest)[0], trust
+
+    monkeypatch.setattr(segmenter, "decode", doubting)
+    prediction = run(segmenter, [(55, 55, 55)])[-1]
+    assert len(seen) == len(set(seen)) == looks and prediction.view == seen[0]
+    assert dice(prediction.mask.dense(), truth) > 0.95
+
+
 def test_what_one_tile_shows_whole_is_looked_at_through_it_from_then_on(monkeypatch):
     size, spacing = (110, 110, 110), (3.0, 3.0, 3.0)
     truth = ball(mm_of(size, spacing), (160, 170, 150), 55)

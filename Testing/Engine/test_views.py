@@ -282,6 +282,16 @@ def test_enough_tiles_cover_the_whole_border(factor, radius, centre):
     assert len(set(origins)) == len(origins)
 
 
+@pytest.mark.parametrize("factor", [2, 3, 4])
+def test_a_mask_that_changes_a_little_keeps_many_of_its_tiles(factor):
+    kept, total = 0, 0
+    for radius, y in zip((10, 11, 13, 14, 17, 18, 20, 21, 22), range(28, 37)):
+        before = set(tiles(ball(64, radius, (31, y, 33)), factor, most=10_000))
+        after = set(tiles(ball(64, radius + 0.5, (31, y + 1, 33)), factor, most=10_000))
+        kept, total = kept + len(before & after), total + len(after)
+    assert kept >= 0.3 * total
+
+
 def test_the_tiles_with_the_longest_border_come_first():
     mask = np.zeros((64, 64, 64), dtype=bool)
     mask[2:40, 2:40, 2:40] = True
