@@ -19,6 +19,7 @@ from torch import Tensor
 
 from . import __version__
 from .errors import CheckpointError, ConfigError
+from .model import int8
 from .model.base import PromptableModel
 from .model.calibration import Calibration
 from .model.config import from_plain, to_plain
@@ -32,6 +33,11 @@ from .safe_pickle import load_torch_file
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "famsam-s.safetensors"
 CONFIG_KEY = "famsam_config"
 CALIBRATION_KEY = "famsam_calibration"
+STORED = ("fp32", "fp16", "int8")
+SCALES = ":scales"
+"""Follows a parameter's name in the name of the scales of its output channels, (C,), if it is stored as int8."""
+LARGE = 4096
+"""Parameters of fewer numbers are not worth storing as int8."""
 STATE_DICT_KEYS = ("model_state_dict", "state_dict")
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -74,7 +80,7 @@ def load_model(
 
 
 def save_model(
-    model: PromptableModel, path: PathLike, metadata: Optional[Mapping[str, str]] = None, half: bool = False
+    model: PromptableModel, path: PathLike, metadata: Optional[Mapping[str, str]] = None, stored: str = "fp32"
 ) -> None:
     """Write a model with its configuration as safetensors; the file appears whole or not at all.
 
@@ -82,14 +88,26 @@ def save_model(
         model: any model of the family.
         path: the file to write.
         metadata: more to keep in the file, such as where the weights come from.
-        half: store the parameters as fp16 (buffers stay fp32); they are fp32 again when loaded.
+        stored: how the parameters are kept, one of ``STORED``; they are fp32 again when loaded. "int8" rounds large
+            ones exactly as computing in int8 does, and keeps the small ones as fp16. Buffers stay as they are.
+
+    Raises:
+        CheckpointError: if the file cannot be written.
+        ConfigError: for another way to store.
     """
+    if stored not in STORED:
+        raise ConfigError(f"Parameters can be stored as one of {STORED}, got {stored!r}.")
     path = Path(path)
-    halved = {name for name, _ in model.named_parameters()} if half else set()
-    tensors = {
-        name: tensor.detach().to("cpu", torch.float16 if name in halved else tensor.dtype).contiguous()
-        for name, tensor in model.state_dict().items()
-    }
+    parameters = {name for name, _ in model.named_parameters()}
+    tensors: Tensors = {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().cpu()
+        if name not in parameters or stored == "fp32":
+            tensors[name] = tensor.contiguous()
+        elif stored == "int8" and tensor.ndim > 1 and tensor.numel() >= LARGE:
+            tensors[name], tensors[name + SCALES] = int8.quantised_weights(tensor)
+        else:
+            tensors[name] = tensor.half().contiguous()
     description = {
         **(metadata or {}),
         CONFIG_KEY: json.dumps(config_to_dict(model.name, model.config)),
@@ -109,14 +127,14 @@ def save_model(
 
 
 def convert(
-    source: PathLike, destination: PathLike, teacher: Optional[PathLike] = None, half: bool = False
+    source: PathLike, destination: PathLike, teacher: Optional[PathLike] = None, stored: str = "fp32"
 ) -> Dict[str, str]:
     """Turn a checkpoint into safetensors with its configuration and provenance in the metadata.
 
     Args:
         source, teacher: as for ``load_model``.
         destination: the ``.safetensors`` file to write.
-        half: store the parameters as fp16.
+        stored: how to keep the parameters, see ``save_model``.
 
     Returns:
         The provenance written: names and SHA-256 sums of the files converted.
@@ -131,7 +149,7 @@ def convert(
     provenance = {"source": path.name, "source_sha256": _sha256(path)}
     if teacher_path is not None:
         provenance.update(teacher=teacher_path.name, teacher_sha256=_sha256(teacher_path))
-    save_model(_model_from(path, teacher_path), destination, provenance, half)
+    save_model(_model_from(path, teacher_path), destination, provenance, stored)
     return provenance
 
 
@@ -149,9 +167,22 @@ def _model_from(path: Path, teacher_path: Optional[Path]) -> PromptableModel:
             calibration = from_plain(Calibration, json.loads(metadata[CALIBRATION_KEY]), "calibration")
     except (ConfigError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path} holds a configuration that this famsam cannot read: {error}") from error
-    model = _build(str(path), name, config, tensors)
+    model = _build(str(path), name, config, _in_floats(tensors))
     model.calibration = calibration
     return model
+
+
+def _in_floats(tensors: Tensors) -> Tensors:
+    """What ``save_model`` stored as int8, multiplied by its scales; everything else as it is."""
+    whole = {}
+    for name, tensor in tensors.items():
+        scales = tensors.get(name + SCALES)
+        if name.endswith(SCALES) and name[: -len(SCALES)] in tensors:
+            continue
+        if tensor.dtype == torch.int8 and scales is not None and scales.shape == tensor.shape[:1]:
+            tensor = tensor.float() * scales.float().view(-1, *[1] * (tensor.ndim - 1))
+        whole[name] = tensor
+    return whole
 
 
 def _published_model(path: Path, tensors: Tensors, teacher_path: Optional[Path]) -> PromptableModel:

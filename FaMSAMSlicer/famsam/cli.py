@@ -183,7 +183,7 @@ def _train_proposals(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from .checkpoints import convert
 
-    provenance = convert(args.source, args.destination, args.teacher, args.half)
+    provenance = convert(args.source, args.destination, args.teacher, args.store)
     _report(args, {"destination": str(args.destination), **provenance}, [f"weights: {args.destination}"])
 
 
@@ -298,7 +298,7 @@ def _parser() -> argparse.ArgumentParser:
     _model_options(p, with_model=False)
 
     p = _command(commands, "calibrate", _calibrate, "judge and correct probabilities and predicted IoU",
-                 "famsam calibrate cases/ --fit 'sts_*' -o calibration/ --save calibrated.safetensors --half")
+                 "famsam calibrate cases/ --fit 'sts_*' -o calibration/ --save calibrated.safetensors --store fp16")
     add_calibrate_arguments(p)
     _model_options(p)
 
@@ -324,7 +324,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("source", type=Path)
     p.add_argument("destination", type=Path)
     p.add_argument("--teacher", type=Path, help="prompt encoder and decoder for a checkpoint that is an encoder alone")
-    p.add_argument("--half", action="store_true", help="store the parameters as fp16")
+    p.add_argument("--store", default="fp32", choices=("fp32", "fp16", "int8"), help="how to keep the parameters")
 
     p = _command(commands, "bench", _bench, "time the three models and whole clicks beside the machine's limits",
                  "famsam bench --output bench.json --compare older.json\n"

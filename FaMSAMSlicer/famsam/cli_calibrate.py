@@ -15,7 +15,7 @@ def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
                         help="names of cases to fit on, the others are judged on; repeatable. Without it, the model's "
                         "own calibration is judged on all cases")
     parser.add_argument("--save", type=Path, help="write the model with its new calibration as .safetensors")
-    parser.add_argument("--half", action="store_true", help="store its parameters as fp16")
+    parser.add_argument("--store", default="fp32", choices=("fp32", "fp16", "int8"), help="how to keep its parameters")
     parser.add_argument("--clicks", type=int, default=5)
     parser.add_argument("--include", action="append", default=[], help="pattern of case names")
     parser.add_argument("--exclude", action="append", default=[], help="pattern of case names")
@@ -40,6 +40,6 @@ def calibrate(args: argparse.Namespace) -> Tuple[Dict[str, Any], List[str]]:
     report = CalibrationReport(model.calibration, observe(model, judged, options), [case.name for case in fitted])
     files = report.write(args.output)
     if args.save is not None:
-        save_model(model, args.save, {"calibrated_on": ", ".join(report.fitted_on)}, args.half)
+        save_model(model, args.save, {"calibrated_on": ", ".join(report.fitted_on)}, args.store)
     summary = {**report.to_dict(), "files": [str(path) for path in files], "weights": args.save and str(args.save)}
     return summary, [report.to_markdown(), *(f"wrote {path}" for path in [*files, *([args.save] if args.save else [])])]

@@ -60,7 +60,7 @@ def add_train_proposals_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--include", action="append", default=[], help="pattern of labelled cases to train on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: as torch chooses")
-    parser.add_argument("--half", action="store_true", help="store the parameters as fp16")
+    parser.add_argument("--store", default="fp32", choices=("fp32", "fp16", "int8"), help="how to keep the parameters")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -90,6 +90,6 @@ def train_proposals(args: argparse.Namespace) -> Tuple[Dict[str, Any], List[str]
     source = MixedSource(sources, weights)
     trained, scores = train(model, source, config, args.time_limit_min * 60, progress=not args.quiet)
     provenance = {"proposals": ", ".join(f"{name} {value:.3f}" for name, value in scores.items())}
-    save_model(trained, args.output, provenance, args.half)
+    save_model(trained, args.output, provenance, args.store)
     summary = {"weights": str(args.output), **scores}
     return summary, [f"weights: {args.output}; on crops set aside: {provenance['proposals']}"]

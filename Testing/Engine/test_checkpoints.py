@@ -11,7 +11,7 @@ from conformance import conformance_folder
 from famsam import checkpoints
 from famsam.checkpoints import convert, load_model, save_model
 from famsam.errors import CheckpointError, ConfigError
-from famsam.model import AttentionPattern, build_model, with_attention
+from famsam.model import AttentionPattern, build_model, int8, with_attention
 from famsam.model.famsam import FamsamConfig
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -148,13 +148,56 @@ def test_half_precision_halves_the_file_and_loads_as_fp32(tmp_path):
     model = build_model("famsam", SMALL_FAMSAM)
     whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
     save_model(model, whole)
-    save_model(model, half, half=True)
+    save_model(model, half, stored="fp16")
     assert half.stat().st_size < 0.7 * whole.stat().st_size
     loaded = load_model(half, "cpu", precision="fp32")
     assert loaded.config == SMALL_FAMSAM
     for name, tensor in model.state_dict().items():
         assert loaded.state_dict()[name].dtype == torch.float32
         torch.testing.assert_close(loaded.state_dict()[name], tensor.half().float(), rtol=0, atol=0)
+
+
+def test_int8_quarters_the_file_and_loses_nothing_that_computing_in_int8_does_not(tmp_path):
+    torch.manual_seed(0)
+    model = build_model("famsam").eval().requires_grad_(False)
+    whole, small = tmp_path / "whole.safetensors", tmp_path / "small.safetensors"
+    save_model(model, whole)
+    save_model(model, small, stored="int8")
+    assert small.stat().st_size < 0.27 * whole.stat().st_size
+    loaded = load_model(small, "cpu", precision="fp32")
+    rounded = 0
+    for name, tensor in model.state_dict().items():
+        found = loaded.state_dict()[name]
+        assert found.dtype == torch.float32
+        if tensor.ndim > 1 and tensor.numel() >= checkpoints.LARGE:
+            values, scales = int8.quantised_weights(tensor)
+            torch.testing.assert_close(found.flatten(1), values.flatten(1) * scales[:, None])
+            assert torch.equal(int8.quantised_weights(found)[0], values)
+            rounded += 1
+        else:
+            torch.testing.assert_close(found, tensor.half().float(), rtol=0, atol=0)
+    assert rounded > 40
+
+
+@pytest.mark.parametrize("damage", ["no scales", "other scales"])
+def test_int8_without_its_scales_is_refused(tmp_path, damage):
+    path = tmp_path / "small.safetensors"
+    save_model(build_model("famsam", SMALL_FAMSAM), path, stored="int8")
+    with safe_open(path, "pt") as file:
+        tensors, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+    name = next(name for name in tensors if name.endswith(checkpoints.SCALES))
+    scales = tensors.pop(name)
+    if damage == "other scales":
+        tensors[name] = scales[:-1].clone()
+    save_file(tensors, path, metadata)
+    with pytest.raises(CheckpointError, match="without finite numbers"):
+        load_model(path, "cpu")
+
+
+def test_another_way_to_store_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"fp32.*got .int4"):
+        save_model(build_model("famsam", SMALL_FAMSAM), tmp_path / "m.safetensors", stored="int4")
+    assert not list(tmp_path.iterdir())
 
 
 def test_conversion_changes_nothing_and_says_where_it_comes_from(model, tmp_path):
@@ -169,7 +212,7 @@ def test_conversion_changes_nothing_and_says_where_it_comes_from(model, tmp_path
 def test_conversion_of_an_encoder_names_both_files(tmp_path):
     student = saved(encoder_alone(tiny_model("fastsam3d").state_dict()), tmp_path / "student.pth")
     teacher = saved(tiny_model("sam_med3d").state_dict(), tmp_path / "teacher.pth")
-    provenance = convert(student, tmp_path / "whole.safetensors", teacher=teacher, half=True)
+    provenance = convert(student, tmp_path / "whole.safetensors", teacher=teacher, stored="fp16")
     assert (provenance["source"], provenance["teacher"]) == ("student.pth", "teacher.pth")
     assert load_model(tmp_path / "whole.safetensors", "cpu").name == "fastsam3d"
 
@@ -198,7 +241,7 @@ def test_the_default_is_the_file_in_the_package(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "DEFAULT_WEIGHTS", path)
     with pytest.raises(CheckpointError, match="default weights are missing"):
         load_model()
-    save_model(build_model("famsam", SMALL_FAMSAM), path, half=True)
+    save_model(build_model("famsam", SMALL_FAMSAM), path, stored="fp16")
     assert load_model(device="cpu").name == "famsam"
 
 

@@ -40,7 +40,7 @@ class Conv3d(nn.Conv3d):
 
     def pack(self) -> None:
         """Quantise the weights as they are now."""
-        weights, scales = _quantised_weights(self.weight)
+        weights, scales = quantised_weights(self.weight)
         assert not isinstance(self.padding, str)
         geometry = [list(self.stride), list(self.padding), list(self.dilation), self.groups]
         reordered = torch.ops.onednn.qconv_prepack(weights, scales, 1.0, 0, *geometry, None)
@@ -64,7 +64,7 @@ class Linear(nn.Linear):
 
     def pack(self) -> None:
         """Quantise the weights as they are now."""
-        weights, scales = _quantised_weights(self.weight)
+        weights, scales = quantised_weights(self.weight)
         reordered = torch.ops.onednn.qlinear_prepack(weights, None)
         self._packed = (reordered, scales, torch.zeros_like(scales, dtype=torch.int64), _plain(self.bias))
 
@@ -103,6 +103,17 @@ def quantised(x: Tensor) -> Tuple[Tensor, float, int]:
     return values, scale, zero
 
 
+def quantised_weights(weight: Tensor) -> Tuple[Tensor, Tensor]:
+    """int8 weights of the same shape and the scale of each output channel (the first axis), fp32.
+
+    Quantising what comes of their product gives the same integers again.
+    """
+    flat = weight.detach().float().flatten(1)
+    scales = (flat.abs().amax(1) / 127).clamp_min(1e-12)
+    values = (flat / scales[:, None]).round().to(torch.int8)
+    return values.view(weight.shape), scales
+
+
 @functools.cache
 def usable() -> bool:
     """True if this build of PyTorch has the operators and they compute what they should on this processor."""
@@ -130,14 +141,6 @@ def pays(rival: torch.dtype) -> bool:
         speeds = {"int8": 1 / _fastest(lambda: layer(x)), "rival": 1 / _fastest(lambda: plain(x.to(rival)))}
     logger.info("Convolutions on the CPU, per second: %s (rival: %s)", speeds, rival)
     return speeds["int8"] >= WORTHWHILE_SPEEDUP * speeds["rival"]
-
-
-def _quantised_weights(weight: Tensor) -> Tuple[Tensor, Tensor]:
-    """int8 weights and the scale of each output channel."""
-    flat = weight.detach().float().flatten(1)
-    scales = (flat.abs().amax(1) / 127).clamp_min(1e-12)
-    values = (flat / scales[:, None]).round().to(torch.int8)
-    return values.view(weight.shape), scales
 
 
 def _learns(*tensors: Tensor) -> bool:

@@ -171,7 +171,7 @@ def _run(trainer: Trainer, args: argparse.Namespace, draw_curve: Any) -> Answer:
     weights = Path(args.run_directory) / f"{trainer.model.name}.safetensors"
     provenance = {"steps": trainer.step, "seconds": round(trainer.seconds), "seed": trainer.config.seed}
     text = {name: str(value) for name, value in provenance.items()}
-    save_model(trainer.averaged_model(), weights, text, half=True)
+    save_model(trainer.averaged_model(), weights, text, stored="fp16")
     curve = draw_curve(args.run_directory)
     steps = trainer.config.steps
     summary = {"step": trainer.step, "steps": steps, "weights": str(weights), "curve": curve and str(curve)}

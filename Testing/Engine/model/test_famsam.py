@@ -46,7 +46,7 @@ LABELS = torch.tensor([[1, 0]])
 def test_budget(full_model, tmp_path):
     assert sum(p.numel() for p in full_model.parameters()) <= 6_500_000
     path = tmp_path / "famsam.safetensors"
-    save_model(full_model, path, half=True)
+    save_model(full_model, path, stored="fp16")
     assert path.stat().st_size <= 13_000_000
 
 

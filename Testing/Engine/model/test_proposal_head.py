@@ -97,7 +97,7 @@ def test_shapes_in_the_model(size):
 def test_budget_with_the_head(tmp_path):
     model = Famsam(FamsamConfig(proposals=True))
     assert sum(p.numel() for p in model.parameters()) <= 6_500_000
-    save_model(model, tmp_path / "model.safetensors", half=True)
+    save_model(model, tmp_path / "model.safetensors", stored="fp16")
     assert (tmp_path / "model.safetensors").stat().st_size <= 13_000_000
 
 

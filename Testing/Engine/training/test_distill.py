@@ -249,7 +249,7 @@ def test_a_run_logs_k_and_every_layer_and_leaves_a_student_that_loads(teacher_fi
     assert all(math.isnan(row["logits"]) and row[f"layer{depth}"] > 0 for row in rows[:2])
     assert all(math.isfinite(value) for row in rows[2:] for value in row.values())
     assert distillation_curve(tmp_path / "run").read_bytes().startswith(b"\x89PNG")
-    save_model(distiller.averaged_model(), tmp_path / "student.safetensors", half=True)
+    save_model(distiller.averaged_model(), tmp_path / "student.safetensors", stored="fp16")
     student = load_model(tmp_path / "student.safetensors", "cpu")
     assert student.config == student_of(distiller.teacher.config)
     assert config_of_run(tmp_path / "run") == (config, student.config)

@@ -88,7 +88,7 @@ def test_the_command(model, tmp_path, capsys):
     save_model(tiny_model("sam_med3d"), tmp_path / "other.safetensors")
     output = tmp_path / "with.safetensors"
     fixed = ["train-proposals", str(output), "--steps", "1", "--size", "32", "--quiet", "--device", "cpu"]
-    assert cli.main([*fixed, "--model", str(tmp_path / "plain.safetensors"), "--half"]) == 0
+    assert cli.main([*fixed, "--model", str(tmp_path / "plain.safetensors"), "--store", "fp16"]) == 0
     assert "recall" in capsys.readouterr().out
     assert load_model(output, device="cpu").proposes
     assert cli.main([*fixed, "--model", str(tmp_path / "other.safetensors")]) == 1

@@ -243,7 +243,7 @@ def test_a_run_leaves_its_log_settings_and_weights_that_load(tmp_path):
     assert [row["step"] for row in rows] == [4, 6]
     assert {"loss", "first", "last", "dice1", "dice5", "seconds"} <= set(rows[0])
     assert config_of_run(tmp_path) == (trainer.config, TINY)
-    save_model(trainer.averaged_model(), tmp_path / "weights.safetensors", half=True)
+    save_model(trainer.averaged_model(), tmp_path / "weights.safetensors", stored="fp16")
     assert load_model(tmp_path / "weights.safetensors", "cpu").config == TINY
 
 
