@@ -38,6 +38,11 @@ class Embeddings:
             while len(self._kept) > self._most:
                 self._kept.popitem(last=False)
 
+    def clear(self) -> None:
+        """Keep nothing."""
+        with self._lock:
+            self._kept.clear()
+
     def __contains__(self, view: object) -> bool:
         return view in self._kept
 

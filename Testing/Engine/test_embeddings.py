@@ -25,6 +25,8 @@ def test_the_least_recently_used_is_dropped_first() -> None:
     kept.keep(view(3), "three")
     assert list(kept) == [view(1), view(3)] and len(kept) == 2
     assert kept.get(view(2)) is None and view(2) not in kept
+    kept.clear()
+    assert list(kept) == []
 
 
 @pytest.fixture(scope="module")

@@ -137,12 +137,14 @@ class Hub:
             self.close_idle()
 
     def close_idle(self) -> None:
-        """Close sessions and scans that nobody used for the idle time."""
+        """Close sessions and scans that nobody used for the idle time; of abandoned scans, keep no embeddings."""
         oldest_s = time.monotonic() - self.limits.idle_s
         for opened in [s for s in self._sessions.values() if s.used_s < oldest_s and not s.waiting]:
             del self._sessions[opened.id]
         for scan in self._without_sessions(oldest_s):
             self.close_scan(scan.id)
+        for scan in self._without_sessions(time.monotonic() - ABANDONED_S):
+            scan.embeddings.clear()
 
     def _without_sessions(self, unused_since_s: float) -> List[OpenScan]:
         in_use = {opened.scan.id for opened in self._sessions.values()}

@@ -188,6 +188,22 @@ def test_sessions_of_a_scan_encode_once_and_see_what_a_lone_one_sees(client: htt
         assert {**one, "timings_ms": None} == {**other, "timings_ms": None}
 
 
+def test_what_was_encoded_of_a_scan_goes_when_nobody_works_on_it(client: httpx.Client, gated: GatedModel) -> None:
+    gated.gate.set()
+    volume, session = opened(client)
+    ahead(client, session)
+    hub = client.app.state.hub  # type: ignore[attr-defined]
+    scan = hub.scan(volume)
+    for closes, left in ((False, 1), (True, 1)):
+        if closes:
+            client.delete(f"/v1/sessions/{session}")
+        hub.close_idle()
+        assert len(scan.embeddings) == left
+    scan.used_s -= 300
+    hub.close_idle()
+    assert len(scan.embeddings) == 0 and client.get(f"/v1/volumes/{volume}").status_code == 200
+
+
 def test_encoding_ahead_waits_until_nobody_clicks(
     client: httpx.Client, gated: GatedModel, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
