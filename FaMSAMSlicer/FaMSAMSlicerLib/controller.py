@@ -145,6 +145,8 @@ class Controller:
     def aim(self, world: Point3) -> None:
         """The pointer rests there: have encoded what a click there will look at, while there is nothing else to do."""
         self._aim.drop()
+        if self._offline:  # a click should not have to wait until this has failed, too
+            return
         with contextlib.suppress(FamsamError):  # a click there will say so
             self._aim.at(self._request_here(Step("aim", (self._checked(world),))))
             self._go_on()

@@ -171,6 +171,8 @@ def test_cancel_gives_up_what_waits_for_the_server(remote_world):
     assert remote_world.controller.poll() and "no connection" in remote_world.controller.status.message
     remote_world.controller.cancel()
     assert not remote_world.controller.poll() and not remote_world.controller.state.prompts
+    remote_world.controller.aim(remote_world.centre(0))
+    assert not remote_world.controller.has_work, "nothing is prepared while there is no connection"
     assert remote_world.controller.points.node.GetNumberOfControlPoints() == 0
 
 
