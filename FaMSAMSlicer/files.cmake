@@ -18,6 +18,7 @@ set(MODULE_PYTHON_SCRIPTS
   FaMSAMSlicerLib/rubber_band.py
   FaMSAMSlicerLib/scans.py
   FaMSAMSlicerLib/segments.py
+  FaMSAMSlicerLib/selection.py
   FaMSAMSlicerLib/settings.py
   FaMSAMSlicerLib/spaces.py
   FaMSAMSlicerLib/status.py

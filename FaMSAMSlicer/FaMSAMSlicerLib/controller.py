@@ -27,9 +27,10 @@ from .engine import Engine, ModelChoice, Outcome, Request, Step
 from .overlay import PREVIEW, Overlay
 from .placing import box_in_seg, point_in_seg
 from .points_view import PointsView
-from .prompts import Prompts, SegmentState, moved, read_state, write_state
+from .prompts import Prompts, SegmentState, moved, write_state
 from .scans import scan_of
 from .segments import mask_print, modifier_labelmap
+from .selection import Selection, segment_of
 from .spaces import Point3
 from .status import Status
 from .translation import tr as _
@@ -53,7 +54,7 @@ class _Running:
         return self.question.asked
 
 
-class Controller:
+class Controller(Selection):
     """The clicks of one Segment Editor.
 
     Args:
@@ -63,7 +64,8 @@ class Controller:
     """
 
     def __init__(self, effect: Any, engine: Engine, on_status: Callable[[Status], None]) -> None:
-        self.effect, self.engine = effect, engine
+        super().__init__(effect)
+        self.engine = engine
         self.choice = ModelChoice()
         self.status = Status()
         self.points = PointsView(self.move_point, self.remove_point)
@@ -79,32 +81,7 @@ class Controller:
         self._retry_at = 0.0
         self._undoable_drag = 0
 
-    # --- what is selected ---
-
-    @property
-    def volume_node(self) -> Any:
-        node = self.effect.parameterSetNode()
-        return node.GetSourceVolumeNode() if node else None
-
-    @property
-    def segmentation_node(self) -> Any:
-        node = self.effect.parameterSetNode()
-        return node.GetSegmentationNode() if node else None
-
-    @property
-    def segment_id(self) -> str:
-        node = self.effect.parameterSetNode()
-        return (node.GetSelectedSegmentID() or "") if node else ""
-
-    @property
-    def segment(self) -> Any:
-        """The selected segment; None if there is none."""
-        return _segment(self.segmentation_node, self.segment_id)
-
-    @property
-    def state(self) -> SegmentState:
-        """What the selected segment's tag holds."""
-        return read_state(self.segment) if self.segment is not None else SegmentState()
+    # --- what there is to do ---
 
     @property
     def busy(self) -> bool:
@@ -316,7 +293,7 @@ class Controller:
         return self.segment_id, self.volume_node.GetID(), self.state.token, image.GetMTime() if image else 0
 
     def _dispatch(self, asked: Asked) -> None:
-        segment = _segment(asked.node, asked.segment_id)
+        segment = segment_of(asked.node, asked.segment_id)
         if segment is None:
             self._say("")
             return
@@ -342,7 +319,7 @@ class Controller:
             self._lost_connection(error)
             return
         self._offline = ""
-        segment = _segment(asked.node, asked.segment_id)
+        segment = segment_of(asked.node, asked.segment_id)
         if segment is None:
             self._say("")
             return
@@ -421,12 +398,6 @@ class Controller:
     def _tell(self, status: Status) -> None:
         self.status = status
         self._on_status(status)
-
-
-def _segment(node: Any, segment_id: str) -> Any:
-    if node is None or node.GetScene() is None or not segment_id:
-        return None
-    return node.GetSegmentation().GetSegment(segment_id)
 
 
 def _ms_since(start: float) -> float:

@@ -310,3 +310,14 @@ def test_the_module_reloaded_works_and_the_old_one_is_silent(app):
     assert not old.Observations, "the old widget observes nothing"
     slicer.mrmlScene.Clear(False)
     assert app.widget.editor.activeEffect() is None
+
+
+def test_a_hidden_point_is_not_in_the_way_of_a_click(app):
+    app.start()
+    view = qt_host.SliceView("Axial", app.center(0))
+    app.click(view, app.center(0))
+    app.effect.controller.points.node.GetDisplayNode().SetActiveControlPoint(0)
+    assert app.click(view, app.center(0)) is False, "that press is for the point"
+    app.ui.pointsButton.click()
+    assert app.click(view, app.center(0)) is True
+    assert len(app.effect.controller.state.prompts) == 2
