@@ -152,9 +152,10 @@ class Segmenter:
         """
         options, newest = self.options, prompts.points_zyx[-1]
         looks: Dict[CropBox, Tuple[Tensor, float]] = {}
-        for view in self._start_views(prompts, previous):
+        views = self._start_views(prompts, previous)
+        for view in views:
             logits, quality = looks[view] = yield from self._look(view, prompts, previous)
-            if quality >= options.enough_trust and self._better_view(view, logits, newest) is None:
+            if len(views) > 1 and quality >= options.enough_trust and self._better_view(view, logits, newest) is None:
                 break
         best = max(looks, key=lambda view: looks[view][1])
         followed = {best}
