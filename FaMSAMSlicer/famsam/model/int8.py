@@ -72,10 +72,11 @@ class Linear(nn.Linear):
         if self._packed is None or _learns(self.weight, input):
             return super().forward(input)
         weights, scales, zeros, bias = self._packed
-        values, scale, zero = quantised(input.float().contiguous())
+        rows = input.float().reshape(-1, input.shape[-1])  # older versions of the operator lose further axes
+        values, scale, zero = quantised(rows)
         product = torch.ops.onednn.qlinear_pointwise
         result: Tensor = product(values, scale, zero, weights, scales, zeros, bias, *_AS_FP32)
-        return result
+        return result.view(*input.shape[:-1], -1)
 
 
 def pack(model: nn.Module) -> None:
