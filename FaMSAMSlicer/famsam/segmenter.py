@@ -260,14 +260,13 @@ class Segmenter:
 
     def _points_in(self, view: CropBox, prompts: Prompts) -> Tuple[Tensor, Tensor]:
         """The prompts that lie in a view, as the model takes them: (1, N, 3), (1, N)."""
-        crop_points = view.points_to_crop(prompts.points_zyx, self.grid)
-        labels = np.asarray(prompts.labels)
+        points, labels = prompts.points_zyx, np.asarray(prompts.labels)
+        if not (self.model.takes_boxes and POSITIVE in labels):
+            points, labels = _with_middles(points, labels)
+        crop_points = view.points_to_crop(points, self.grid)
         in_view = np.all((crop_points >= -0.5) & (crop_points <= view.size - 0.5), axis=1)
         is_corner = (labels == BOX_LOWER) | (labels == BOX_UPPER)
-        if self.model.takes_boxes:
-            in_view = in_view | is_corner
-        else:
-            crop_points, labels, in_view = _boxes_as_clicks(crop_points, labels, in_view)
+        in_view = in_view | is_corner if self.model.takes_boxes else in_view & ~is_corner
         crop_points, labels = crop_points[in_view], labels[in_view]
         if self.model.newest_point_only:
             crop_points, labels = crop_points[-1:], labels[-1:]
@@ -407,12 +406,10 @@ def _cube(origin_zyx: Sequence[int], size_zyx: Sequence[int]) -> Tuple[slice, ..
     return (slice(None), slice(None), *(slice(int(o), int(o) + int(n)) for o, n in zip(origin_zyx, size_zyx)))
 
 
-def _boxes_as_clicks(
-    points: NDArray[np.float64], labels: NDArray[np.int64], in_view: NDArray[np.bool_]
-) -> Tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.bool_]]:
-    """For models without box embeddings: a positive click at the middle of each box."""
-    points, labels, in_view = points.copy(), labels.copy(), in_view.copy()
-    for i in np.flatnonzero(labels == BOX_LOWER):
-        points[i] = (points[i] + points[i + 1]) / 2
-        labels[i], in_view[i], in_view[i + 1] = POSITIVE, True, False
-    return points, labels, in_view
+def _with_middles(
+    points_zyx: NDArray[np.float64], labels: NDArray[np.int64]
+) -> Tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """With a positive click in the middle of each box: models learn boxes beside clicks only, or not at all."""
+    lower = np.flatnonzero(labels == BOX_LOWER)
+    middles = (points_zyx[lower] + points_zyx[lower + 1]) / 2
+    return np.insert(points_zyx, lower + 2, middles, axis=0), np.insert(labels, lower + 2, POSITIVE)

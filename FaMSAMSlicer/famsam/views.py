@@ -89,6 +89,7 @@ class ViewChooser:
         middle_mm = (np.asarray(self.grid.size_zyx) - 1) / 2 * voxel_mm
         slack_mm = np.maximum(self.extent_mm / 2 - reach_mm, 0.0)
         centre_mm = np.clip(centre_mm, middle_mm - slack_mm, middle_mm + slack_mm)
+        centre_mm += np.where(self.extent_mm < spacing, spacing / 2, 0.0)  # else a thin scan lies between crop voxels
         return CropBox(tuple(float(c) for c in centre_mm / voxel_mm), float(spacing), self.size)  # type: ignore[arg-type]
 
     def better(self, view: CropBox, low: FloatArray, high: FloatArray, must_see_zyx: ArrayLike) -> Optional[CropBox]:

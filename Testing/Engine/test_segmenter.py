@@ -379,6 +379,18 @@ def test_a_box_frames_the_structure_and_keeps_the_rest_out():
     assert dice(mask, left) > 0.95 and not (mask & right).any()
 
 
+def test_a_box_alone_comes_with_a_click_in_its_middle():
+    segmenter = Segmenter(ThresholdModel(), scan_of(np.zeros((40, 40, 40), bool), (1.0, 1.0, 1.0)))
+    view = segmenter.chooser.around(np.array([20.0, 20, 20]), 1.0, (20, 20, 20))
+    corners = np.array([(10.0, 12, 14), (20.0, 22, 24)])
+    points, labels = segmenter._points_in(view, Prompts(corners, (BOX_LOWER, BOX_UPPER)))
+    middle = view.points_to_crop((15, 17, 19), segmenter.grid)
+    assert labels.tolist() == [[BOX_LOWER, BOX_UPPER, POSITIVE]]
+    np.testing.assert_allclose(points[0, 2].numpy(), middle, atol=1e-4)
+    clicked = Prompts(np.concatenate([corners, [(12, 13, 15)]]), (BOX_LOWER, BOX_UPPER, POSITIVE))
+    assert segmenter._points_in(view, clicked)[1].tolist() == [[BOX_LOWER, BOX_UPPER, POSITIVE]]
+
+
 def test_a_model_without_boxes_gets_a_click_in_the_middle():
     size, spacing = (60, 60, 120), (1.5, 1.5, 1.5)
     mm = mm_of(size, spacing)

@@ -114,6 +114,15 @@ def test_views_waste_nothing_outside_the_scan(grid):
 # --- the lattice ---
 
 
+@pytest.mark.parametrize("size", [(1, 300, 300), (300, 300, 1), (2, 200, 1)])
+def test_a_scan_thinner_than_a_crop_voxel_is_met_by_one(size):
+    grid = grid_of(size, (0.5, 0.5, 0.5))
+    for view in chooser_of(grid).first([n // 2 for n in size]):
+        centres = view.points_from_crop(np.arange(SIZE)[:, None].repeat(3, axis=1), grid)
+        inside = (centres >= -0.5) & (centres <= np.array(size) - 0.5)
+        assert inside.any(axis=0).all(), "every axis has a crop voxel whose centre lies in the scan"
+
+
 def test_close_clicks_look_through_the_same_view():
     grid = grid_of((400, 400, 400))
     chooser = chooser_of(grid)
