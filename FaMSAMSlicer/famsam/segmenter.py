@@ -25,7 +25,7 @@ from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE
 from .pieces import bounds_of_piece_nearest, piece_at
 from .resample import CropBox, extract_crop, mask_to_crop, paste_logits
 from .runtime import autocast
-from .views import ViewChooser, ViewOptions, tiles
+from .views import ViewChooser, ViewOptions, thickened, tiles
 from .volume import Volume
 
 PRIOR_LOGIT = 4.0
@@ -99,7 +99,7 @@ class Segmenter:
     ) -> None:
         self.model, self.options = model, options or SegmenterOptions()
         frame = volume.canonical
-        self.grid = frame.grid
+        self.grid = thickened(frame.grid, model.crop_size)
         self.voxels_zyx = frame.to_canonical(volume.voxels_zyx)
         self.chooser = ViewChooser(self.grid, self.options.views, model.spacing_mm, model.crop_size)
         self._embeddings = Embeddings(self.options.cached_embeddings) if embeddings is None else embeddings

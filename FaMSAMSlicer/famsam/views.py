@@ -19,6 +19,9 @@ from .resample import CropBox
 
 FloatArray = NDArray[np.float64]
 
+THINNEST_VOXELS = 4
+"""So many voxels of a view that shows the whole scan any axis of the scan should span."""
+
 
 @dataclass(frozen=True)
 class ViewOptions:
@@ -89,7 +92,6 @@ class ViewChooser:
         middle_mm = (np.asarray(self.grid.size_zyx) - 1) / 2 * voxel_mm
         slack_mm = np.maximum(self.extent_mm / 2 - reach_mm, 0.0)
         centre_mm = np.clip(centre_mm, middle_mm - slack_mm, middle_mm + slack_mm)
-        centre_mm += np.where(self.extent_mm < spacing, spacing / 2, 0.0)  # else a thin scan lies between crop voxels
         return CropBox(tuple(float(c) for c in centre_mm / voxel_mm), float(spacing), self.size)  # type: ignore[arg-type]
 
     def better(self, view: CropBox, low: FloatArray, high: FloatArray, must_see_zyx: ArrayLike) -> Optional[CropBox]:
@@ -131,6 +133,16 @@ class ViewChooser:
     def _on_ladder(self, spacing_mm: float, rounding) -> float:  # type: ignore[no-untyped-def]
         ratio, first = self.options.ladder_ratio, self.options.first_spacing_mm
         return float(first * ratio ** rounding(round(math.log(spacing_mm / first, ratio), 6)))
+
+
+def thickened(grid: Grid, size: int) -> Grid:
+    """The grid, its spacing larger along axes on which the scan is too thin to be seen by views of ``size`` voxels.
+
+    A model that only knows volumes makes little of a plane of voxels in nothing; of a slab it makes a section.
+    """
+    extent_mm = np.asarray(grid.size_zyx) * grid.spacing_zyx_mm
+    factors_zyx = np.maximum(1.0, THINNEST_VOXELS * extent_mm.max() / size / extent_mm)
+    return Grid(grid.size_zyx, grid.ras_from_ijk @ np.diag([*factors_zyx[::-1], 1.0]))
 
 
 def tiles(

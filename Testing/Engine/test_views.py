@@ -7,7 +7,7 @@ import pytest
 from famsam.errors import ConfigError
 from famsam.geometry import Grid
 from famsam.resample import CropBox
-from famsam.views import ViewChooser, ViewOptions, tiles
+from famsam.views import ViewChooser, ViewOptions, thickened, tiles
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -115,12 +115,19 @@ def test_views_waste_nothing_outside_the_scan(grid):
 
 
 @pytest.mark.parametrize("size", [(1, 300, 300), (300, 300, 1), (2, 200, 1)])
-def test_a_scan_thinner_than_a_crop_voxel_is_met_by_one(size):
-    grid = grid_of(size, (0.5, 0.5, 0.5))
-    for view in chooser_of(grid).first([n // 2 for n in size]):
-        centres = view.points_from_crop(np.arange(SIZE)[:, None].repeat(3, axis=1), grid)
-        inside = (centres >= -0.5) & (centres <= np.array(size) - 0.5)
-        assert inside.any(axis=0).all(), "every axis has a crop voxel whose centre lies in the scan"
+def test_a_thin_scan_is_taken_for_a_slab(size):
+    grid = grid_of(size, (0.5, 0.6, 0.7))
+    thick = thickened(grid, SIZE)
+    assert thick.size_zyx == size
+    extent_mm = np.array(size) * thick.spacing_zyx_mm
+    assert extent_mm.min() >= 4 * extent_mm.max() / SIZE * 0.999
+    kept = np.array(size) > 2
+    np.testing.assert_allclose(thick.spacing_zyx_mm[kept], grid.spacing_zyx_mm[kept])
+
+
+def test_other_scans_keep_their_spacing():
+    grid = grid_of((13, 512, 512), (0.8, 0.8, 5.0))
+    np.testing.assert_allclose(thickened(grid, SIZE).ras_from_ijk, grid.ras_from_ijk)
 
 
 def test_close_clicks_look_through_the_same_view():
