@@ -175,12 +175,19 @@ class FusionDecoder(nn.Module):
     def _similarity_maps(self, similarity_BDzyx: Tensor, points_BN3: Tensor, chosen_KBN: Tensor) -> Tensor:
         """exp(-s (1 - cosine)) to the most similar of the chosen clicks, (K, B, z, y, x)."""
         at_clicks_BND = prompt_maps.gather_points(similarity_BDzyx, points_BN3)
-        cosine_BNzyx = torch.einsum("bnd,bdzyx->bnzyx", at_clicks_BND, similarity_BDzyx)
         maps = []
         for which_BN in chosen_KBN:
-            best = cosine_BNzyx.masked_fill(~which_BN[:, :, None, None, None], -1.0).amax(dim=1)
+            some_N = which_BN.any(dim=0).nonzero()[:, 0]
+            if not len(some_N):
+                maps.append(torch.zeros_like(similarity_BDzyx[:, 0], dtype=torch.float32))
+                continue
+            which_BN = which_BN[:, some_N]
+            cosine_BNzyx = torch.einsum("bnd,bdzyx->bnzyx", at_clicks_BND[:, some_N], similarity_BDzyx)
+            if not bool(which_BN.all()):
+                cosine_BNzyx = cosine_BNzyx.masked_fill(~which_BN[:, :, None, None, None], -1.0)
             missing = ~which_BN.any(dim=1)[:, None, None, None]
-            maps.append(torch.exp(self.similarity_scale * (best.float() - 1.0)).masked_fill(missing, 0.0))
+            best = cosine_BNzyx.amax(dim=1).float()
+            maps.append(torch.exp(self.similarity_scale * (best - 1.0)).masked_fill(missing, 0.0))
         return torch.stack(maps)
 
 
