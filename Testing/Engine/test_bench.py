@@ -10,6 +10,7 @@ from famsam.bench import BenchOptions, BenchReport, ScalingOptions, run_bench
 from famsam.bench.models import ModelCalls, untrained_model
 from famsam.bench.run import ratios
 from famsam.errors import CheckpointError, ConfigError
+from famsam.model import int8
 
 TIMING = {"median_ms", "min_ms", "max_ms", "spread_ms", "runs"}
 JUDGED = TIMING | {"gflop", "mib", "limit_ms", "of_limit"}
@@ -31,8 +32,9 @@ def test_every_configuration_is_timed(report):
 
 
 def test_limits_are_measured_and_held_against_every_stage(report):
+    precisions = {"fp32", "bf16", "int8"} if int8.usable() else {"fp32", "bf16"}
     for of_precision in report.limits.values():
-        assert set(of_precision) == {"fp32", "bf16"} and min(of_precision.values()) > 0
+        assert set(of_precision) == precisions and min(of_precision.values()) > 0
     for found in (*report.stages.values(), report.configs["famsam"]["encode"]):
         rounded = 1e-3 + 1e-3 / found["median_ms"]  # times are reported in whole microseconds
         assert found["of_limit"] == pytest.approx(found["limit_ms"] / found["median_ms"], rel=0.2, abs=rounded)
@@ -118,3 +120,13 @@ def test_what_cannot_be_timed_is_refused(wrong):
 def test_an_unknown_device_is_refused():
     with pytest.raises(ConfigError, match="quantum"):
         run_bench(BenchOptions("quantum"))
+
+
+@pytest.mark.skipif(not int8.usable(), reason="this PyTorch or processor has no int8 operators")
+def test_int8_is_held_against_its_own_limit_and_counts_the_same_work():
+    crop = torch.zeros(1, 1, 128, 128, 128)
+    work = {}
+    for precision in ("fp32", "int8"):
+        calls = ModelCalls(untrained_model("famsam", torch.device("cpu"), precision), crop)
+        work[precision] = calls.work()["encode"]
+    assert work["int8"].precision == "int8" and work["int8"].gflop == work["fp32"].gflop > 1

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Dict, Mapping, Optional
 
 import torch
+from torch import Tensor
 
+from ..model import int8
 from ..runtime import DTYPES, describe
 from .timing import Call, Timing
 
@@ -57,7 +59,9 @@ class Limits:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.precisions = [p for p in DTYPES if p != "fp16" or device.type != "cpu"]
+        self.precisions = ["fp32", "bf16", "fp16"] if device.type != "cpu" else ["fp32", "bf16"]
+        if device.type == "cpu" and int8.usable():
+            self.precisions.append("int8")
         self.matmul_gflops: Dict[str, float] = {}
         self.copy_gib_s: Dict[str, float] = {}
         self._size, self._mib = MATRIX_SIZE[device.type], COPIED_MIB[device.type]
@@ -66,12 +70,11 @@ class Limits:
         """What has to be timed to know them, by name."""
         calls: Dict[str, Call] = {}
         for precision in self.precisions:
-            dtype = DTYPES[precision]
-            a, b = (torch.randn(self._size, self._size, device=self.device).to(dtype) for _ in range(2))
-            product = torch.empty_like(a)
+            dtype = DTYPES.get(precision, torch.uint8)
+            a, b = (torch.randn(self._size, self._size, device=self.device) for _ in range(2))
             source = torch.ones(self._mib * 2**20 // dtype.itemsize, device=self.device, dtype=dtype)
             target = torch.zeros_like(source)
-            calls[f"matmul {precision}"] = partial(torch.mm, a, b, out=product)
+            calls[f"matmul {precision}"] = _product(a, b, precision)
             calls[f"copy {precision}"] = partial(target.copy_, source)
         return calls
 
@@ -101,6 +104,17 @@ class Limits:
 
     def to_dict(self) -> Dict[str, Dict[str, float]]:
         return {"matmul_gflops": self.matmul_gflops, "copy_gib_s": self.copy_gib_s}
+
+
+def _product(a: Tensor, b: Tensor, precision: str) -> Call:
+    """The product of two square matrices, as fast as the precision allows."""
+    if precision != "int8":
+        a, b = a.to(DTYPES[precision]), b.to(DTYPES[precision])
+        return partial(torch.mm, a, b, out=torch.empty_like(a))
+    layer = int8.Linear(len(b), b.shape[1], bias=False).requires_grad_(False)
+    layer.weight.copy_(b)
+    layer.pack()
+    return partial(layer.product, *int8.quantised(a))
 
 
 def _commit() -> Optional[str]:

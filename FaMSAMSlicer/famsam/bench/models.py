@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoints import DEFAULT_WEIGHTS, load_model
+from ..model import int8
 from ..model.base import Embedding, PromptableModel
 from ..model.config import attention_ablation
 from ..model.registry import build_model, default_config
@@ -82,8 +83,9 @@ class ModelCalls:
             half["encode" if name.startswith(("encoder.", "image_encoder.")) else "decode"] += parameter.nbytes
         encode_mib = (crop + embedding + half["encode"]) / MIB
         decode_mib = (embedding + 2 * self.previous.nbytes + half["decode"]) / MIB
-        encode_gflop = gflop(lambda: model.encode(self.crop))
-        both_gflop = gflop(lambda: model.decode(model.encode(self.crop), self.points, self.labels, self.previous))
+        with int8.in_floats(model):  # the operators for int8 are not known to what counts
+            encode_gflop = gflop(lambda: model.encode(self.crop))
+            both_gflop = gflop(lambda: model.decode(model.encode(self.crop), self.points, self.labels, self.previous))
         return {
             "normalise": Work((self.raw.nbytes + self.inside.nbytes + crop) / MIB),
             "encode": Work(encode_mib, encode_gflop, precision),

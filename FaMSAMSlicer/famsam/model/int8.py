@@ -13,7 +13,8 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from typing import Any, Callable, Optional, Sequence, Tuple
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -71,12 +72,16 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if self._packed is None or _learns(self.weight, input):
             return super().forward(input)
-        weights, scales, zeros, bias = self._packed
         rows = input.float().reshape(-1, input.shape[-1])  # older versions of the operator lose further axes
-        values, scale, zero = quantised(rows)
-        product = torch.ops.onednn.qlinear_pointwise
-        result: Tensor = product(values, scale, zero, weights, scales, zeros, bias, *_AS_FP32)
-        return result.view(*input.shape[:-1], -1)
+        return self.product(*quantised(rows)).view(*input.shape[:-1], -1)
+
+    def product(self, values: Tensor, scale: float, zero: int) -> Tensor:
+        """The layer on quantised rows (N, in) -> (N, out) fp32; it must have been packed."""
+        assert self._packed is not None
+        operator = torch.ops.onednn.qlinear_pointwise
+        weights, scales, zeros, bias = self._packed
+        result: Tensor = operator(values, scale, zero, weights, scales, zeros, bias, *_AS_FP32)
+        return result
 
 
 def pack(model: nn.Module) -> None:
@@ -84,6 +89,19 @@ def pack(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, (Conv3d, Linear)):
             module.pack()
+
+
+@contextmanager
+def in_floats(model: nn.Module) -> Iterator[None]:
+    """Within the ``with`` block, the layers of a model compute as if they had not been packed."""
+    packed = {module: module._packed for module in model.modules() if isinstance(module, (Conv3d, Linear))}
+    for module in packed:
+        module._packed = None
+    try:
+        yield
+    finally:
+        for module, as_it_was in packed.items():
+            module._packed = as_it_was
 
 
 def quantised(x: Tensor) -> Tuple[Tensor, float, int]:

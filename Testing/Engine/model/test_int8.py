@@ -128,3 +128,15 @@ def test_wrong_results_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not int8.usable()
     finally:
         int8.usable.cache_clear()
+
+
+@needs_operators
+def test_in_floats_for_a_while() -> None:
+    layer = int8.Linear(16, 4).requires_grad_(False)
+    x = torch.randn(3, 16)
+    exact = layer(x)
+    layer.pack()
+    packed = layer(x)
+    with int8.in_floats(nn.Sequential(layer)):
+        assert torch.equal(layer(x), exact)
+    assert torch.equal(layer(x), packed)
