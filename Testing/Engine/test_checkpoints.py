@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import zlib
 from pathlib import Path
 
 import pytest
@@ -177,6 +178,23 @@ def test_int8_quarters_the_file_and_loses_nothing_that_computing_in_int8_does_no
         else:
             torch.testing.assert_close(found, tensor.half().float(), rtol=0, atol=0)
     assert rounded > 40
+
+
+def test_int6_compresses_better_and_stays_near(tmp_path):
+    torch.manual_seed(0)
+    model = build_model("famsam").eval().requires_grad_(False)
+    sizes = {}
+    for stored in ("int8", "int6"):
+        save_model(model, tmp_path / stored, stored=stored)
+        (tmp_path / stored).rename(tmp_path / f"{stored}.safetensors")
+        sizes[stored] = len(zlib.compress((tmp_path / f"{stored}.safetensors").read_bytes()))
+    assert sizes["int6"] < 0.8 * sizes["int8"]
+    loaded = load_model(tmp_path / "int6.safetensors", "cpu", precision="fp32").state_dict()
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim > 1 and tensor.numel() >= checkpoints.LARGE:
+            error = (loaded[name] - tensor).abs().flatten(1).amax(1)
+            assert bool((error <= 2.6 * int8.quantised_weights(tensor)[1]).all()), name
+            torch.testing.assert_close(loaded[name].flatten(1).abs().amax(1), tensor.flatten(1).abs().amax(1))
 
 
 @pytest.mark.parametrize("damage", ["no scales", "other scales"])
