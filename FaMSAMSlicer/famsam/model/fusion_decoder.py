@@ -130,7 +130,8 @@ class FusionDecoder(nn.Module):
         """
         dtype = given.features4.dtype
         maps2 = self._maps_stride2(given.image2, points_BN3, labels_BN, mask_logits_B1zyx)
-        maps2 = maps2.to(dtype, memory_format=torch.channels_last_3d)  # sums of two layouts take ten times as long
+        # Sums of two layouts take ten times as long. (Two steps, since one that does both is slow.)
+        maps2 = maps2.to(dtype).contiguous(memory_format=torch.channels_last_3d)
         folded, fine_maps = self.fold(maps2).split([FOLDED_MAPS, self.fold.out_channels - FOLDED_MAPS], dim=1)
         points4 = points_BN3 / 4 - 0.375
         clicks_KBN = torch.stack(prompt_maps.point_masks(labels_BN))
@@ -182,7 +183,8 @@ class FusionDecoder(nn.Module):
                 maps.append(torch.zeros_like(similarity_BDzyx[:, 0], dtype=torch.float32))
                 continue
             which_BN = which_BN[:, some_N]
-            cosine_BNzyx = torch.einsum("bnd,bdzyx->bnzyx", at_clicks_BND[:, some_N], similarity_BDzyx)
+            with torch.autocast(similarity_BDzyx.device.type, enabled=False):  # casts take longer than the product
+                cosine_BNzyx = torch.einsum("bnd,bdzyx->bnzyx", at_clicks_BND[:, some_N], similarity_BDzyx)
             if not bool(which_BN.all()):
                 cosine_BNzyx = cosine_BNzyx.masked_fill(~which_BN[:, :, None, None, None], -1.0)
             missing = ~which_BN.any(dim=1)[:, None, None, None]
