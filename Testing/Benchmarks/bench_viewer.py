@@ -2,9 +2,10 @@
 
     python Testing/Benchmarks/bench_viewer.py -o out/viewer.json
 
-The time ends when the changed box has been given to the graphics memory; drawing it is left out, since Chromium draws
-in software here. One slice view is shown, so that drawing does not hold up the page's thread. ``rest_p50_ms`` is what
-the page, the browser, HTTP and the server add to the model's own time.
+The time ends when the changed box has been given to the graphics memory. Chromium draws in software here, on the cores
+that the model needs, so WebGL's drawing calls are switched off (textures are still filled); ``--draw`` leaves them on,
+which tells what a machine without any graphics hardware feels like. ``rest_p50_ms`` is what the page, the browser, HTTP
+and the server add to the model's own time.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ from bench_server import untrained_weights  # noqa: E402
 from conftest import FLAGS, RunningServer, Tab  # noqa: E402
 
 AXIAL = 2
+NO_DRAWING = """
+for (const call of ["drawArrays", "drawElements", "drawArraysInstanced", "drawElementsInstanced"])
+  WebGL2RenderingContext.prototype[call] = () => {};
+"""
 
 
 def main() -> int:
@@ -39,17 +44,21 @@ def main() -> int:
     parser.add_argument("--model", default="default", help="weights file, 'default' or 'untrained'")
     parser.add_argument("--clicks", type=int, default=12)
     parser.add_argument("--preview-seconds", type=float, default=8.0)
+    parser.add_argument("--draw", action="store_true", help="with software drawing on the same cores")
     parser.add_argument("--chromium", default=shutil.which("chromium"))
     parser.add_argument("-o", "--output", type=Path, help="write the result there as JSON")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="famsam-bench-") as folder, sync_playwright() as playwright:
-        server = RunningServer(untrained_weights(Path(folder)) if args.model == "untrained" else args.model)
+        weights = untrained_weights(Path(folder)) if args.model == "untrained" else args.model
+        server = RunningServer(weights, precision="auto")
         server.start()
         browser = playwright.chromium.launch_persistent_context(
             f"{folder}/profile", executable_path=args.chromium, headless=True, args=FLAGS
         )
         try:
             tab = Tab(browser.new_page(), server.address)
+            if not args.draw:
+                tab.page.add_init_script(NO_DRAWING)
             tab.goto(server.address + "#sample")
             tab.until("!document.getElementById('add-segment').disabled")
             tab.page.select_option("#layout", "axial")
@@ -80,11 +89,13 @@ def measure(tab: Tab, args: argparse.Namespace) -> Dict[str, Any]:
     before, began_s = tab.get("famsam.looks.previews"), time.monotonic()
     while time.monotonic() - began_s < args.preview_seconds:
         tab.page.mouse.move(*tab.place(AXIAL, *(0.5 + rng.uniform(-0.05, 0.05, 2))))
+        time.sleep(1 / 60)  # as often as a mouse tells
     rate = (tab.get("famsam.looks.previews") - before) / (time.monotonic() - began_s)
     tab.page.keyboard.up("p")
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
+        "software_drawing": args.draw,
         "load_average": os.getloadavg()[0],
         "first_click_ms": round(float(total_ms[0])),
         "next_click_p50_ms": round(float(np.median(total_ms[1:]))),

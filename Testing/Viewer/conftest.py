@@ -41,13 +41,15 @@ SLOW_S = 240.0  # software GL on a busy machine; nothing here measures time
 class RunningServer:
     """``famsam serve`` in a process of its own, on a port that stays the same when it is started again."""
 
-    def __init__(self, weights: str, token: Optional[str] = None, port: int = 0) -> None:
+    def __init__(
+        self, weights: str, token: Optional[str] = None, port: int = 0, precision: str = "fp32"
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = port or probe.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}/"
-        # A precision of its own: "auto" measures at every start, and masks differ a little between the precisions.
-        self._arguments = ["--port", str(self.port), "--model", weights, "--precision", "fp32"]
+        # Tests want one precision: "auto" measures at every start, and masks differ a little between the precisions.
+        self._arguments = ["--port", str(self.port), "--model", weights, "--precision", precision]
         self._environment = {**os.environ, "PYTHONPATH": str(PACKAGE_ROOT)}
         if token is not None:
             self._environment["FAMSAM_TOKEN"] = token

@@ -10,6 +10,7 @@ import socket
 import ssl
 import sys
 import webbrowser
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Optional
 from urllib.parse import quote
@@ -168,7 +169,8 @@ class Server:
         scheme = "http" if args.tls_certificate is None else "https"
         name = socket.gethostname() if host in ("0.0.0.0", "::") else host
         self.address = f"{scheme}://{f'[{name}]' if ':' in name else name}:{self.port}/"
-        self.model = load_model(args.model, device=args.device, precision=args.precision)
+        with ThreadPoolExecutor(1) as loading:  # see fairness.ModelThread: this thread must not use several cores
+            self.model = loading.submit(load_model, args.model, args.device, args.precision).result()
         hosts = None if host not in LOOPBACK else LOOPBACK_NAMES | {name.lower() for name in args.allow_host}
         self._browse: Optional[str] = None
         app = create_app(

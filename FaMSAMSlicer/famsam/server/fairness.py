@@ -2,6 +2,9 @@
 
 Every encode and every decode is one turn. Who has had the least of the model goes first (start-time fair queueing), so
 a session that encodes twenty crops lets another's click in after the crop it is at.
+
+The model computes in a thread of its own, whoever calls it: OpenMP keeps helpers for every thread that asks for some,
+and with more of them than cores it puts all to sleep between two operators, which takes half as long again.
 """
 
 from __future__ import annotations
@@ -11,10 +14,14 @@ import itertools
 import threading
 import time
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Iterator, List, Tuple
+from typing import Any, Callable, Iterator, List, Tuple
+
+import torch
 
 from ..errors import FamsamError
+from ..runtime import autocast
 
 
 class ModelBusyError(FamsamError):
@@ -59,12 +66,42 @@ class FairTurns:
                 self._changed.notify_all()
 
 
+class ModelThread:
+    """The one thread in which torch may use several cores; ``keep_to_one_core`` is for all others."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._executor.submit(_use_threads, torch.get_num_threads()).result()
+        self._limited = threading.local()
+
+    def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function there, and wait for what it returns or raises."""
+        return self._executor.submit(function, *args, **kwargs).result()
+
+    def keep_to_one_core(self) -> None:
+        """Let torch use but one core in the calling thread from now on."""
+        if not getattr(self._limited, "done", False):
+            _use_threads(1)
+            self._limited.done = True
+
+    def close(self) -> None:
+        """End the thread when it has done what it was given."""
+        self._executor.shutdown(wait=False)
+
+
+def _use_threads(count: int) -> None:
+    """Of the calling thread; the first operator settles it, whatever others set later."""
+    torch.set_num_threads(count)
+    torch.zeros(2**16).add_(1)
+
+
 class SharedModel:
     """One session's share of the model: the same attributes, with ``encode`` and ``decode`` taken in turns."""
 
-    def __init__(self, model: Any, turns: FairTurns) -> None:
+    def __init__(self, model: Any, turns: FairTurns, thread: ModelThread) -> None:
         self._model = model
         self._turns = turns
+        self._thread = thread
         self._waits = True
 
     @contextmanager
@@ -79,12 +116,17 @@ class SharedModel:
     def encode(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's, when it is this session's turn."""
         with self._turns.turn(self, waits=self._waits):
-            return self._model.encode(*args, **kwargs)
+            return self._thread.run(self._compute, self._model.encode, *args, **kwargs)
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's, when it is this session's turn."""
         with self._turns.turn(self, waits=self._waits):
-            return self._model.decode(*args, **kwargs)
+            return self._thread.run(self._compute, self._model.decode, *args, **kwargs)
+
+    def _compute(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """In the model's thread, as the session would have it in its own."""
+        with torch.inference_mode(), autocast(self._model.device, self._model.precision):
+            return function(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)

@@ -19,7 +19,7 @@ import anyio.to_thread
 from ..embeddings import Embeddings
 from ..errors import FamsamError
 from ..session import Session
-from .fairness import FairTurns, ModelBusyError, SharedModel
+from .fairness import FairTurns, ModelBusyError, ModelThread, SharedModel
 from .intake import Intake, take_in
 from .limits import MIB, Limits
 
@@ -114,6 +114,7 @@ class Hub:
         self.model = model
         self.limits = limits
         self._turns = FairTurns()
+        self._model_thread = ModelThread()
         self._scans: Dict[str, OpenScan] = {}
         self._sessions: Dict[str, OpenSession] = {}
         self._root = Path(tempfile.mkdtemp(prefix="famsam-server-"))  # readable by this user alone
@@ -128,6 +129,7 @@ class Hub:
         """Forget every scan and remove what lies on disk."""
         self._sessions.clear()
         self._scans.clear()
+        self._model_thread.close()
         shutil.rmtree(self._root, ignore_errors=True)
 
     async def expire(self) -> None:
@@ -222,7 +224,7 @@ class Hub:
         """A session on a scan."""
         if len(self._sessions) >= self.limits.sessions:
             raise ServerError(503, "busy", f"{self.limits.sessions} sessions are open already; close one, or try later")
-        shared: Any = SharedModel(self.model, self._turns)
+        shared: Any = SharedModel(self.model, self._turns, self._model_thread)
         session = Session(shared)
         opened = OpenSession(secrets.token_urlsafe(18), scan, shared, session)
         self._sessions[opened.id] = opened
@@ -318,7 +320,11 @@ class Hub:
 
     async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
         """Run blocking work in one of the few worker threads."""
-        return await anyio.to_thread.run_sync(function, *args, limiter=self._threads)
+        return await anyio.to_thread.run_sync(self._on_one_core, function, *args, limiter=self._threads)
+
+    def _on_one_core(self, function: Callable[..., T], *args: Any) -> T:
+        self._model_thread.keep_to_one_core()
+        return function(*args)
 
 
 def _give_way(asked: Asked) -> None:

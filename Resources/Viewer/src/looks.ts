@@ -78,18 +78,28 @@ export class Looks {
   private async preview(): Promise<void> {
     if (this.underWay.preview || this.page.busy) return;
     this.underWay.preview = true;
-    for (let shown: Vec3 | null = null; this.previewing && this.pointer && this.pointer !== shown; ) {
-      const { segment } = this.work;
-      if (!segment || this.page.busy) break;
-      shown = this.pointer;
-      const update = await this.work.preview(segment, { point_ras_mm: shown, positive: this.page.click !== "exclude" });
-      if (!update || !this.previewing || this.page.busy || segment !== this.work.segment) continue;
-      if (update.box_zyx) this.page.overlay?.preview(segment.label, update.box_zyx, unpackBits(update.bits));
-      else this.page.overlay?.endPassing();
-      this.previews++;
-      this.viewer.redraw();
+    for (let asked = this.ask(null); asked; ) {
+      const { segment, at } = asked;
+      const update = await asked.answer;
+      asked = this.ask(at); // the server is at the next one while this one is drawn
+      if (update && this.previewing && !this.page.busy && segment === this.work.segment) {
+        if (update.box_zyx) this.page.overlay?.preview(segment.label, update.box_zyx, unpackBits(update.bits));
+        else this.page.overlay?.endPassing();
+        this.previews++;
+        this.viewer.redraw();
+      }
+      asked ??= this.ask(at); // the pointer may have moved meanwhile
     }
     this.underWay.preview = false;
+  }
+
+  /** Ask what a click where the pointer is would do; null if there is nothing to ask, or the pointer is where it was. */
+  private ask(before: Vec3 | null) {
+    const { segment } = this.work;
+    const at = this.pointer;
+    if (!this.previewing || !at || at === before || !segment || this.page.busy) return null;
+    const positive = this.page.click !== "exclude";
+    return { segment, at, answer: this.work.preview(segment, { point_ras_mm: at, positive }) };
   }
 
   /** The map of the active segment's result as it stands; asked for once, and again when the result is another. */

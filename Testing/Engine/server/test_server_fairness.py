@@ -9,8 +9,9 @@ from typing import Any, Iterator, List
 
 import httpx
 import pytest
+import torch
 from famsam.server.app import create_app
-from famsam.server.fairness import FairTurns, ModelBusyError, SharedModel
+from famsam.server.fairness import FairTurns, ModelBusyError, ModelThread, SharedModel
 from famsam.server.hub import AHEAD, CHANGE, LOOK, OpenSession
 from famsam.server.limits import Limits
 from server_fixtures import CENTRE_RAS_MM, RAS_FROM_IJK, ball_zyx, live, nifti_bytes, upload
@@ -91,11 +92,36 @@ def test_whoever_had_less_goes_first() -> None:
     assert order == ["modest", "greedy"]
 
 
+def test_the_model_computes_in_one_thread_with_all_cores_and_others_with_one() -> None:
+    before, found = torch.get_num_threads(), {}
+
+    def elsewhere() -> None:
+        thread.keep_to_one_core()
+        found["elsewhere"] = torch.get_num_threads()
+        found["model"] = thread.run(lambda: (threading.get_ident(), torch.get_num_threads()))
+
+    thread = ModelThread()
+    try:
+        for _ in range(2):
+            one = threading.Thread(target=elsewhere)
+            one.start()
+            one.join()
+            assert found["elsewhere"] == 1 and found["model"][1] == before
+            assert found["model"][0] not in (one.ident, threading.get_ident())
+        with pytest.raises(ZeroDivisionError):
+            thread.run(lambda: 1 / 0)
+    finally:
+        thread.close()
+        torch.set_num_threads(before)
+
+
 def test_a_turn_is_given_back_after_an_error(model: Any) -> None:
     turns = FairTurns()
-    shared = SharedModel(model, turns)
+    thread = ModelThread()
+    shared = SharedModel(model, turns, thread)
     with pytest.raises(TypeError):
         shared.encode()
+    thread.close()
     with turns.turn(shared):
         pass
     assert shared.name == model.name
