@@ -139,7 +139,7 @@ def usable() -> bool:
     try:
         with torch.inference_mode():
             return all(error < TOLERATED_ERROR for error in (_error(layer, x) for layer, x in _samples(size=8)))
-    except (AttributeError, RuntimeError, TypeError, NotImplementedError) as error:
+    except (AttributeError, RuntimeError, TypeError) as error:
         logger.info("int8 cannot be used here: %s", error)
         return False
 
