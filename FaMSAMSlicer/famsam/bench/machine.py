@@ -24,8 +24,9 @@ COPIED_MIB = {"cpu": 128, "cuda": 1024, "mps": 256}
 
 
 def environment() -> Dict[str, Any]:
-    """Hardware, versions, commit, threads and load, JSON-able."""
+    """Hardware, versions, commit, threads and load, JSON-able; no paths, since reports are passed on."""
     found = describe()
+    found["famsam"] = {"version": found["famsam"]["version"]}
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

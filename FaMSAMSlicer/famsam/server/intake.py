@@ -240,7 +240,7 @@ def _unzip(archive: Path, folder: Path, max_bytes: int, max_files: int) -> List[
                                 raise VolumeError(f"the zip unpacks to more than {max_bytes // MIB} MiB")
                             copy.write(chunk)
                 kept.append(target)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
         locked = "encrypted" in str(error)
         raise VolumeError(f"the zip is {'encrypted: send it unlocked' if locked else 'damaged or truncated'}") from None
     if not kept:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Iterator, List
+from typing import Any, Iterator, List, Tuple
 
 import httpx
 import pytest
@@ -230,14 +230,20 @@ def test_what_was_encoded_of_a_scan_goes_when_nobody_works_on_it(client: httpx.C
     assert len(scan.embeddings) == 0 and client.get(f"/v1/volumes/{volume}").status_code == 200
 
 
-def test_encoding_ahead_waits_until_nobody_clicks(
-    client: httpx.Client, gated: GatedModel, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("famsam.server.hub.IDLE_PATIENCE_S", 60.0)
+def beside_a_click(client: httpx.Client, gated: GatedModel, pool: ThreadPoolExecutor) -> Tuple[str, Future[Any]]:
+    """A session, and the answer to come to another session's click that is held up in the model."""
     _, clicking = opened(client)
     _, resting = opened(client)
     click = pool.submit(client.post, f"/v1/sessions/{clicking}/points", json={"point_ras_mm": CENTRE_RAS_MM})
     assert gated.at_gate.wait(60)
+    return resting, click
+
+
+def test_encoding_ahead_waits_until_nobody_clicks(
+    client: httpx.Client, gated: GatedModel, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("famsam.server.hub.IDLE_PATIENCE_S", 60.0)
+    resting, click = beside_a_click(client, gated, pool)
     encoded = gated.encodes
     waits = pool.submit(ahead, client, resting)
     hub = client.app.state.hub  # type: ignore[attr-defined]
@@ -251,10 +257,7 @@ def test_encoding_ahead_gives_way_to_a_click_of_its_own_session(
     client: httpx.Client, gated: GatedModel, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("famsam.server.hub.IDLE_PATIENCE_S", 60.0)
-    _, clicking = opened(client)
-    _, resting = opened(client)
-    click = pool.submit(client.post, f"/v1/sessions/{clicking}/points", json={"point_ras_mm": CENTRE_RAS_MM})
-    assert gated.at_gate.wait(60)
+    resting, click = beside_a_click(client, gated, pool)
     waits = pool.submit(ahead, client, resting)
     hub = client.app.state.hub  # type: ignore[attr-defined]
     wait_until(lambda: hub.session(resting).waiting == 1)
@@ -269,10 +272,7 @@ def test_encoding_ahead_is_put_off_where_something_is_always_up(
     client: httpx.Client, gated: GatedModel, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("famsam.server.hub.IDLE_PATIENCE_S", 0.05)
-    _, clicking = opened(client)
-    _, resting = opened(client)
-    click = pool.submit(client.post, f"/v1/sessions/{clicking}/points", json={"point_ras_mm": CENTRE_RAS_MM})
-    assert gated.at_gate.wait(60)
+    resting, click = beside_a_click(client, gated, pool)
     encoded = gated.encodes
     assert ahead(client, resting).json() == {"more": True} and gated.encodes == encoded
     gated.gate.set()
