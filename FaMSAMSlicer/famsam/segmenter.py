@@ -7,7 +7,7 @@ depends only on the scan, the prompts and the prediction before it, never on wha
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Dict, Generator, List, Optional, Sequence, Tuple
 
 import cc3d
@@ -145,19 +145,38 @@ class Segmenter:
     def _best_look(
         self, prompts: Prompts, previous: Prediction
     ) -> Generator[None, None, Tuple[CropBox, Tensor, float]]:
-        """The view to go by, its logits and predicted IoU: of several looks the one that the model trusts most.
+        """The view to go by, its logits and predicted IoU.
 
-        A structure seen for the first time is looked at from several distances, until one will do. If it then goes on
-        behind a face of the view, the view widens, unless that costs much trust; a closer view must not cost any.
+        A structure seen for the first time is scouted in small crops, an eighth of the work each, where the model takes
+        them; what they led to is then looked at in full.
+        """
+        views = self._start_views(prompts, previous)
+        size = self.model.crop_size
+        if len(views) > 1 and self.model.scout_size is not None:
+            view, *_ = yield from self._followed(views, prompts, previous, self.model.scout_size)
+            logits, quality = yield from self._look(view, prompts, previous, size)
+            return view, logits, quality
+        return (yield from self._followed(views, prompts, previous, size))
+
+    def _followed(
+        self, views: Sequence[CropBox], prompts: Prompts, previous: Prediction, size: int
+    ) -> Generator[None, None, Tuple[CropBox, Tensor, float]]:
+        """Of several views the first that will do, else the one that the model trusts most, followed to a better one.
+
+        If the structure goes on behind a face of the view, the view widens, unless that costs much trust; a closer view
+        must not cost any.
+
+        Returns:
+            the view, its logits and predicted IoU, from a crop of ``size`` voxels an edge.
         """
         options, newest = self.options, prompts.points_zyx[-1]
         looks: Dict[CropBox, Tuple[Tensor, float]] = {}
-        views = self._start_views(prompts, previous)
-        for view in views:
-            logits, quality = looks[view] = yield from self._look(view, prompts, previous)
-            if len(views) > 1 and quality >= options.enough_trust and self._better_view(view, logits, newest) is None:
+        for best in views:
+            logits, quality = looks[best] = yield from self._look(best, prompts, previous, size)
+            if len(views) > 1 and quality >= options.enough_trust and self._better_view(best, logits, newest) is None:
                 break
-        best = max(looks, key=lambda view: looks[view][1])
+        else:
+            best = max(looks, key=lambda view: looks[view][1])
         followed = {best}
         while len(followed) < options.looks:
             better = self._better_view(best, looks[best][0], newest)
@@ -165,7 +184,7 @@ class Segmenter:
                 break
             wider = better.spacing_mm >= best.spacing_mm
             if better not in looks:
-                looks[better] = yield from self._look(better, prompts, previous)
+                looks[better] = yield from self._look(better, prompts, previous, size)
             if looks[better][1] < looks[best][1] * (options.wider_trust if wider else 1.0):
                 break
             best = better
@@ -200,9 +219,10 @@ class Segmenter:
         return self.chooser.better(view, bounds[0] / n, bounds[1] / n, newest_zyx)
 
     def _look(
-        self, view: CropBox, prompts: Prompts, previous: Prediction
+        self, view: CropBox, prompts: Prompts, previous: Prediction, size: int
     ) -> Generator[None, None, Tuple[Tensor, float]]:
-        """Logits (1, 1, n, n, n) and the predicted IoU of the object in a view."""
+        """Logits (1, 1, n, n, n) and the predicted IoU of the object in a view, from a crop of ``size`` voxels an edge."""
+        view = replace(view, spacing_mm=view.spacing_mm * view.size / size, size=size)
         embedding = yield from self._encoded(view)
         return self.decode(embedding, view, prompts, self.prior(view, previous))
 

@@ -176,11 +176,12 @@ def inner_voxel(truth, z):
 # --- large structures ---
 
 
+@pytest.mark.parametrize("scout_size", [None, 64])
 @pytest.mark.parametrize("shape, z", [(vessel, 20), (vessel, 100), (liver, 90)])
-def test_structures_of_300_mm_are_segmented_whole(shape, z):
+def test_structures_of_300_mm_are_segmented_whole(shape, z, scout_size):
     size, spacing = (180, 110, 100), (2.0, 2.0, 2.0)
     truth = shape(mm_of(size, spacing))
-    segmenter = Segmenter(ThresholdModel(), scan_of(truth, spacing))
+    segmenter = Segmenter(ThresholdModel(scout_size=scout_size), scan_of(truth, spacing))
     prediction = run(segmenter, [inner_voxel(truth, z)])[-1]
     mask = prediction.mask.dense()
     assert dice(mask, truth) > 0.95
@@ -205,6 +206,26 @@ def test_a_first_look_that_is_trusted_enough_is_the_only_one(monkeypatch, trust,
     prediction = run(segmenter, [(55, 55, 55)])[-1]
     assert len(seen) == len(set(seen)) == looks and prediction.view == seen[0]
     assert dice(prediction.mask.dense(), truth) > 0.95
+
+
+@pytest.mark.parametrize("trust, scouts", [(0.6, 1), (0.4, 3)])
+def test_a_view_is_chosen_in_small_crops_and_looked_at_once(monkeypatch, trust, scouts):
+    size, spacing = (110, 110, 110), (2.0, 2.0, 2.0)
+    truth = ball(mm_of(size, spacing), (110, 110, 110), 35)
+    segmenter = Segmenter(ThresholdModel(scout_size=64), scan_of(truth, spacing))
+    seen, decode = [], segmenter.decode
+
+    def doubting(embedding, view, *rest):
+        seen.append(view)
+        return decode(embedding, view, *rest)[0], trust
+
+    monkeypatch.setattr(segmenter, "decode", doubting)
+    first, second = run(segmenter, [(55, 55, 55), (60, 55, 55)])
+    assert [view.size for view in seen] == [64] * scouts + [128, 128]
+    assert len(set(seen[:scouts])) == scouts and seen[scouts] == seen[scouts + 1] == first.view == second.view
+    scout = seen[0]
+    assert scout.center_zyx == first.view.center_zyx and scout.spacing_mm == 2 * first.view.spacing_mm
+    assert dice(first.mask.dense(), truth) > 0.95
 
 
 def test_what_one_tile_shows_whole_is_looked_at_through_it_from_then_on(monkeypatch):

@@ -41,6 +41,8 @@ class PromptableModel(nn.Module, ABC):
     """The configuration's name: "famsam", "fastsam3d" or "sam_med3d"."""
     crop_size: int = 128
     """Voxels along each edge of a crop."""
+    scout_size: Optional[int] = None
+    """Voxels along each edge of a smaller crop that it takes as well, good enough to choose a view by; or None."""
     mask_size: int = 64
     """Voxels along each edge of the low-resolution logits that ``decode`` gives and takes."""
     crop_axes: str = "zyx"

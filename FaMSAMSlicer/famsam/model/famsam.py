@@ -71,6 +71,7 @@ class Famsam(PromptableModel):
     """FaM-SAM's own network; see ``PromptableModel`` for the shapes of ``encode`` and ``decode``."""
 
     name = "famsam"
+    scout_size = 64
     takes_boxes = True
     fast_on_cpu = ("int8", "bf16")
     pausing = TokenPausing()
