@@ -221,7 +221,7 @@ class Segmenter:
     def _look(
         self, view: CropBox, prompts: Prompts, previous: Prediction, size: int
     ) -> Generator[None, None, Tuple[Tensor, float]]:
-        """Logits (1, 1, n, n, n) and the predicted IoU of the object in a view, from a crop of ``size`` voxels an edge."""
+        """Logits (1, 1, n, n, n) and the predicted IoU of the object in a view, from a crop of that size."""
         view = replace(view, spacing_mm=view.spacing_mm * view.size / size, size=size)
         embedding = yield from self._encoded(view)
         return self.decode(embedding, view, prompts, self.prior(view, previous))

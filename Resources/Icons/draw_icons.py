@@ -29,7 +29,9 @@ def marker(draw: ImageDraw.ImageDraw, n: int, x: float, y: float, positive: bool
     """A click: a disc with a plus or a minus."""
     r, bar, thick = 0.115 * n, 0.06 * n, 0.02 * n
     cx, cy = x * n, y * n
-    draw.ellipse((cx - r, cy - r, cx + r, cy + r), fill=POSITIVE if positive else NEGATIVE, outline=WHITE, width=n // 60)
+    draw.ellipse(
+        (cx - r, cy - r, cx + r, cy + r), fill=POSITIVE if positive else NEGATIVE, outline=WHITE, width=n // 60
+    )
     draw.rectangle((cx - bar, cy - thick, cx + bar, cy + thick), fill=WHITE)
     if positive:
         draw.rectangle((cx - thick, cy - bar, cx + thick, cy + bar), fill=WHITE)
