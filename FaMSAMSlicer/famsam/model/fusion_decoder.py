@@ -164,7 +164,7 @@ class FusionDecoder(nn.Module):
         maps = []
         for chosen in prompt_maps.point_masks(labels_BN):
             maps.append(prompt_maps.ball_map(points, chosen, tuple(smooth2_BZYX.shape[1:])))
-            maps.append(prompt_maps.intensity_difference(smooth2_BZYX, points, chosen).mul_(-4.0).exp_())
+            maps.append(prompt_maps.intensity_likeness(smooth2_BZYX, points, chosen))
         if mask_logits_B1zyx is None:
             maps += [torch.zeros_like(maps[0]), torch.zeros_like(maps[0])]
         else:

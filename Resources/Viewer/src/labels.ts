@@ -8,7 +8,7 @@ export type Box = [Vec3, Vec3]; // half-open, (z, y, x) in the scan's own order,
 
 export const MAX_SEGMENTS = 60;
 export const DOUBT_LEVELS = 12;
-const DOUBT = 200; // the label below the first level's; what passes, doubt and previews, has labels from here on
+const DOUBT = 200; // the label below the first level's
 const PREVIEW_ADDS = 254;
 const PREVIEW_REMOVES = 255;
 // Grows lighter throughout, so that the colour-blind can read it as well; the page's legend has the same.
@@ -22,13 +22,45 @@ interface Layer {
   box: Box | null; // holds all that the mask ever held
 }
 
+/** A preview or the doubt, shown until the next change: which labels it covers, and what they were. */
+class Passing {
+  box: Box | null = null;
+  private indices = new Uint32Array(1 << 12);
+  private were = new Uint8Array(1 << 12);
+  private count = 0;
+
+  show(labels: Uint8Array, index: number, label: number): void {
+    if (this.count === this.indices.length) {
+      this.indices = enlarged(this.indices, new Uint32Array(2 * this.count));
+      this.were = enlarged(this.were, new Uint8Array(2 * this.count));
+    }
+    this.indices[this.count] = index;
+    this.were[this.count++] = labels[index];
+    labels[index] = label;
+  }
+
+  /** Put back what was there; the box to be drawn anew, or null if nothing was shown. */
+  end(labels: Uint8Array): Box | null {
+    for (let k = 0; k < this.count; k++) labels[this.indices[k]] = this.were[k];
+    const { box } = this;
+    this.box = null;
+    this.count = 0;
+    return box;
+  }
+}
+
+function enlarged<T extends Uint8Array | Uint32Array>(from: T, to: T): T {
+  to.set(from);
+  return to;
+}
+
 export class LabelOverlay {
   private readonly layers = new Map<number, Layer>(); // by label, 1 to MAX_SEGMENTS
   private order: number[] = []; // of drawing; the last lies on top
   private readonly labels: Uint8Array;
   private readonly base: number;
   private readonly steps: Vec3;
-  private passing: Box | null = null; // where a preview or the doubt is shown, until the next change
+  private readonly passing = new Passing();
 
   constructor(
     private readonly nv: Niivue,
@@ -70,48 +102,44 @@ export class LabelOverlay {
   apply(label: number, box: Box, given: BitMask): void {
     const layer = this.layers.get(label);
     if (!layer) return;
-    this.endPassing();
+    const before = this.passing.end(this.labels);
     layer.box = union(layer.box, box);
     this.differences(layer.mask, box, given, (at, index) => {
       layer.mask.flip(at);
       this.labels[index] = this.labelAt(at);
     });
-    this.send(box);
+    this.send(union(before, box)!);
   }
 
   /** Show what a click would change, until the next preview or change. */
   preview(label: number, box: Box, given: BitMask): void {
     const layer = this.layers.get(label);
     if (!layer) return;
-    this.endPassing();
+    const before = this.passing.end(this.labels);
     this.differences(layer.mask, box, given, (at, index) => {
-      this.labels[index] = layer.mask.get(at) ? PREVIEW_REMOVES : PREVIEW_ADDS;
+      this.passing.show(this.labels, index, layer.mask.get(at) ? PREVIEW_REMOVES : PREVIEW_ADDS);
     });
-    this.passing = box;
-    this.send(box);
+    this.passing.box = box;
+    this.send(union(before, box)!);
   }
 
   /** Show how doubtful each voxel of a box is (1 to DOUBT_LEVELS; 0 shows nothing), until the next preview or change. */
   showDoubt(box: Box, levels: Uint8Array): void {
-    this.endPassing();
+    const before = this.passing.end(this.labels);
     let n = 0;
     this.rows(box, (_, index, step, count) => {
-      for (let k = 0; k < count; k++, n++) if (levels[n]) this.labels[index + k * step] = DOUBT + levels[n];
+      for (let k = 0; k < count; k++, n++) {
+        if (levels[n]) this.passing.show(this.labels, index + k * step, DOUBT + levels[n]);
+      }
     });
-    this.passing = box;
-    this.send(box);
+    this.passing.box = box;
+    this.send(union(before, box)!);
   }
 
   /** Whether anything passing was shown. */
   endPassing(): boolean {
-    const box = this.passing;
+    const box = this.passing.end(this.labels);
     if (!box) return false;
-    this.passing = null;
-    this.rows(box, (at, index, step, count) => {
-      for (let k = 0; k < count; k++) {
-        if (this.labels[index + k * step] > DOUBT) this.labels[index + k * step] = this.labelAt(at + k);
-      }
-    });
     this.send(box);
     return true;
   }

@@ -13,7 +13,7 @@ from famsam.model.prompt_maps import (
     box_map,
     gather_points,
     geodesic_distance,
-    intensity_difference,
+    intensity_likeness,
     keep_clicks,
     path_costs,
     point_masks,
@@ -150,14 +150,14 @@ def test_keep_clicks_at_and_beyond_the_border():
     assert near.sum() == 5 and (logits == 0).all(), "the given logits stay as they were"
 
 
-def test_intensity_difference_against_brute_force():
+def test_intensity_likeness_against_brute_force():
     image = random_image(1)
     clicks, flags = [(1.4, 4.4, 0.3), (5.0, 0.6, 3.0), (2.0, 2.0, 2.0)], (True, True, False)
-    found = intensity_difference(image, points(*clicks), chosen(*flags))[0].numpy()
+    found = intensity_likeness(image, points(*clicks), chosen(*flags), sharpness=2.0)[0].numpy()
     voxels = image[0].numpy()
     expected = min_over([abs(voxels - voxels[at]) for at in ((1, 4, 0), (5, 1, 3))])
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-    assert (intensity_difference(image, points((1, 1, 1)), chosen(False)) >= FAR).all()
+    np.testing.assert_allclose(found, np.exp(-2 * expected), atol=1e-6)
+    assert (intensity_likeness(image, points((1, 1, 1)), chosen(False)) == 0).all()
 
 
 def min_over(arrays):
@@ -212,7 +212,7 @@ def all_maps(image, clicks, labels):
     maps = []
     for which in (positive, negative):
         maps.append(ball_map(clicks, which, SIZE))
-        maps.append(intensity_difference(image, clicks, which))
+        maps.append(intensity_likeness(image, clicks, which))
         maps.append(distance_from(image, clicks, which))
     maps.append(box_map(clicks, labels, SIZE))
     maps.append(keep_clicks(image[:, None], clicks, labels)[:, 0])
