@@ -25,6 +25,7 @@ set(MODULE_PYTHON_SCRIPTS
   FaMSAMSlicerLib/translation.py
   FaMSAMSlicerLib/waiting.py
   famsam/__init__.py
+  famsam/answers.py
   famsam/bench/__init__.py
   famsam/bench/clicks.py
   famsam/bench/fresh.py

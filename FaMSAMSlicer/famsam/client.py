@@ -12,19 +12,23 @@ here: when the server is back after a lost connection, or was restarted, the nex
 from __future__ import annotations
 
 import threading
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from .answers import RemoteCandidate, RemotePrompt, RemoteResult, box_of
 from .compact_mask import CompactMask
 from .connection import Connection, ConnectionLostError, ServerRefusal
-from .errors import FamsamError, PromptError, SessionError
-from .geometry import Box, bounding_box, box_slices
+from .errors import ConfigError, FamsamError, PromptError, SessionError, VolumeError
+from .geometry import bounding_box, box_slices
+from .server.limits import MIB
 from .server.nrrd import nrrd_chunks
-from .server.packing import pack_bits, unpack_bits, unpack_probabilities
+from .server.packing import pack_bits, unpack_probabilities
 from .uncertainty_map import Uncertainty
 from .volume import Volume
+
+if TYPE_CHECKING:
+    from .proposing import ProposalOptions
 
 Point3 = Sequence[float]
 Request = Tuple[str, str, Any]  # method, path below the session's, body
@@ -32,56 +36,6 @@ Request = Tuple[str, str, Any]  # method, path below the session's, body
 
 class Superseded(FamsamError):
     """A newer request of the same session took the place of this preview, move or work ahead."""
-
-
-class RemotePrompt(NamedTuple):
-    """A prompt in force, as ``famsam.Session.prompts`` has them."""
-
-    description: Dict[str, Any]
-
-    def to_dict(self) -> Dict[str, Any]:
-        """As ``famsam.Session.to_dict`` writes it."""
-        return self.description
-
-
-class RemoteResult:
-    """What an interaction led to; the same attributes as ``famsam.Result``.
-
-    Attributes:
-        changed_box_zyx: half-open box outside of which the mask is what it was; None if nothing changed.
-        quality: predicted IoU with what was meant, 0..1.
-        timings_ms: the server's.
-    """
-
-    def __init__(self, mask: CompactMask, changed: Optional[Box], update: Dict[str, Any]) -> None:
-        self.mask = mask
-        self.changed_box_zyx = changed
-        self.quality = float(update["quality"] or 0.0)
-        self.timings_ms: Dict[str, float] = update["timings_ms"]
-
-    @classmethod
-    def after(cls, before: CompactMask, update: Dict[str, Any]) -> RemoteResult:
-        """The mask before, with the box of the server's answer put in place."""
-        if update["box_zyx"] is None:
-            return cls(before, None, update)
-        low, high = (tuple(int(n) for n in corner) for corner in update["box_zyx"])
-        changed: Any = (low, high)
-        size: Any = tuple(b - a for a, b in zip(low, high))
-        return cls(before.replaced(changed, unpack_bits(update["bits"], size), changed[0]), changed, update)
-
-    @property
-    def mask_zyx(self) -> NDArray[np.bool_]:
-        """bool (z, y, x), the whole image grid; the caller's own."""
-        return self.mask.dense()
-
-    def mask_in(self, box_zyx: Box) -> NDArray[np.bool_]:
-        """The mask within a half-open box of the image grid, (z, y, x) bool; all that a redraw needs."""
-        return self.mask.within(box_zyx)
-
-    @property
-    def box_zyx(self) -> Optional[Box]:
-        """The smallest half-open box of the image grid that holds the mask; None if it is empty."""
-        return self.mask.box_zyx
 
 
 class RemoteSession:
@@ -184,10 +138,32 @@ class RemoteSession:
         answer = self._ask(lambda: ("GET", f"/uncertainty?decodes={int(decodes)}", None))
         if answer["box_zyx"] is None:
             return Uncertainty(None, np.zeros((0, 0, 0), dtype=np.float32), grid=self.volume.grid)
-        low, high = (tuple(int(n) for n in corner) for corner in answer["box_zyx"])
-        box: Any = (low, high)
-        size: Any = tuple(b - a for a, b in zip(low, high))
+        box, size = box_of(answer)
         return Uncertainty(box, unpack_probabilities(answer["probabilities"], size), grid=self.volume.grid)
+
+    def propose(self, options: Optional[ProposalOptions] = None) -> List[RemoteCandidate]:
+        """Masks of whatever the model takes for a structure, without any prompt, the most trusted first.
+
+        Nothing is changed; ``take`` one of them.
+
+        Args:
+            options: a ``famsam.proposing.ProposalOptions``, or anything with some of its attributes.
+
+        Raises:
+            ConfigError: the weights of the server's model have no proposal head.
+        """
+        found = self._ask(lambda: ("POST", "/proposals", vars(options) if options is not None else {}))
+        return [RemoteCandidate(one, self.volume.grid.size_zyx) for one in found["candidates"]]
+
+    def take(self, candidate: RemoteCandidate) -> RemoteResult:
+        """Start from a candidate, as from any mask (see ``set_mask``): clicks refine it, undo returns."""
+        if candidate.size_zyx != self.volume.grid.size_zyx:
+            raise PromptError(
+                f"Expected a candidate of this image ({self.volume.grid.size_zyx} voxels), got one of an image of "
+                f"{candidate.size_zyx}. Call propose() again."
+            )
+        body = {"box_zyx": candidate.box_zyx, "bits": candidate.bits, "quality": candidate.quality}
+        return self._verb("PUT", "/mask", body)
 
     # --- prompts ---
 
@@ -334,6 +310,8 @@ class RemoteSession:
                 raise PromptError(str(refusal)) from None
             if refusal.code == "not_now":
                 raise SessionError(str(refusal)) from None
+            if refusal.code == "not_this_model":
+                raise ConfigError(str(refusal)) from None
             raise
 
     def _open(self) -> None:
@@ -346,8 +324,7 @@ class RemoteSession:
                 if refusal.code != "not_found":
                     raise
         if opened is None:
-            chunks = nrrd_chunks(volume.voxels_zyx, volume.grid.ras_from_ijk, {}, compress=not self.connection.is_local)
-            self._volume_id = self.connection.request("POST", "/v1/volumes", chunks=chunks)["id"]
+            self._volume_id = self._upload(volume)
             opened = self.connection.request("POST", f"/v1/volumes/{self._volume_id}/sessions")
         self._session_id = opened["id"]
         self._end(self._left_id)
@@ -356,6 +333,19 @@ class RemoteSession:
         if state is not None:
             update = self._sent("PUT", "/state", {"state": state})
             self._mask = RemoteResult.after(CompactMask.empty(volume.grid.size_zyx), update).mask
+
+    def _upload(self, volume: Volume) -> str:
+        """Send a scan; one that is too large is not begun with, since the server would hang up in the middle of it."""
+        limits, compress = self.connection.get("/v1/server")["limits"], not self.connection.is_local
+        most = limits["volume_bytes"] if compress else min(limits["volume_bytes"], limits["upload_bytes"])
+        if volume.voxels_zyx.nbytes > most:
+            raise VolumeError(
+                f"the scan's voxels take {volume.voxels_zyx.nbytes / MIB:.0f} MiB, the server at "
+                f"{self.connection.address} opens at most {most / MIB:.0f} MiB. Crop or resample the scan, or start "
+                "the server with a higher --max-volume-mib and --max-upload-mib."
+            )
+        chunks = nrrd_chunks(volume.voxels_zyx, volume.grid.ras_from_ijk, {}, compress=compress)
+        return str(self.connection.request("POST", "/v1/volumes", chunks=chunks)["id"])
 
 
 def session_on(model: Any) -> Any:

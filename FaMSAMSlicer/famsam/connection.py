@@ -74,7 +74,7 @@ class Connection:
         return self.request("GET", path)
 
     def request(self, method: str, path: str, body: Any = None, chunks: Optional[Iterator[bytes]] = None) -> Any:
-        """Send JSON, or bytes chunk by chunk, and return the answer's JSON (bytes if it is something else).
+        """Send JSON, or bytes chunk by chunk, and return the answer's JSON; b"" if it is empty.
 
         Raises:
             ServerRefusal: the server said no.
@@ -90,11 +90,18 @@ class Connection:
         elif body is not None:
             headers["Content-Type"], content = "application/json", json.dumps(body).encode()
         status, kind, answer = self._exchange(method, path, content, headers)
-        parsed = json.loads(answer) if kind.startswith("application/json") and answer else answer
+        try:
+            parsed = json.loads(answer) if kind.startswith("application/json") and answer else answer
+        except ValueError:
+            parsed = answer
         if status >= 400:
             problem = parsed if isinstance(parsed, dict) else {}
             detail = problem.get("detail") or f"the server at {self.address} answered with status {status}"
             raise ServerRefusal(status, str(problem.get("code", "")), str(detail))
+        if status >= 300 or (parsed and isinstance(parsed, bytes)):
+            raise ServerRefusal(
+                status, "", f"what answers at {self.address} is no famsam server (status {status}); check the address"
+            )
         return parsed
 
     def close(self) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from famsam import PromptError, Session, SessionError, Volume
 from famsam.client import Connection, ConnectionLostError, RemoteSession, ServerRefusal, session_on
+from famsam.errors import ConfigError, VolumeError
 
 for package in ("fastapi", "uvicorn", "httpx"):
     pytest.importorskip(package, reason="the client's tests run a server: extras 'server' and 'test'")
@@ -136,6 +139,82 @@ def test_encoding_ahead_and_uncertainty_as_of_a_local_session(remote: RemoteSess
     for decodes in (0, 17):
         with pytest.raises(PromptError):
             remote.uncertainty(decodes)
+
+
+def test_candidates_as_of_a_local_session() -> None:
+    import torch
+    from famsam.model.famsam import Famsam, FamsamConfig
+    from famsam.model.proposal_head import MASK_CHANNELS
+    from famsam.proposing import ProposalOptions
+
+    torch.manual_seed(0)
+    tiny: Any = {"stem_channels": (8, 8, 8, 8), "token_channels": 16, "depth": 1, "heads": 2}
+    config = FamsamConfig(**tiny, decoder_channels=(8, 8, 16), decoder_depth=1, proposals=True)
+    model: Any = Famsam(config).eval().requires_grad_(False)
+    model.proposal_head.kernels[-1].bias[MASK_CHANNELS] = 2.0  # masks of any weights are not empty then
+    model.decoder.masks.bias[:8] = 0.0
+    local, options = Session(model), ProposalOptions(least_quality=0.0, per_view=4, most=3)
+    with live(create_app(model)) as server, closing(Connection(str(server.base_url))) as connection:
+        remote = RemoteSession(connection)
+        for each in (remote, local):
+            each.set_image(Volume(ball_zyx(), OBLIQUE))
+            each.add_point(centre_of(OBLIQUE))
+        before, seen, expected = remote.to_dict(), remote.propose(options), local.propose(options)
+        assert 1 <= len(seen) == len(expected) <= 3 and remote.to_dict() == before
+        for one, other in zip(seen, expected):
+            assert one.box_zyx == other.box_zyx and one.quality == pytest.approx(other.quality, abs=1e-4)
+            np.testing.assert_array_equal(one.mask_zyx, other.mask_zyx)
+            np.testing.assert_array_equal(one.mask_in(one.box_zyx), other.mask_in(one.box_zyx))
+        taken = remote.take(seen[0])
+        np.testing.assert_array_equal(taken.mask_zyx, local.take(expected[0]).mask_zyx)
+        assert taken.quality == pytest.approx(seen[0].quality, abs=1e-6) and remote.prompts == ()
+        point = centre_of(OBLIQUE)
+        np.testing.assert_array_equal(remote.add_point(point).mask_zyx, local.add_point(point).mask_zyx)
+        for _ in range(2):
+            np.testing.assert_array_equal(remote.undo().mask_zyx, local.undo().mask_zyx)
+        assert len(remote.prompts) == 1
+        remote.set_image(Volume(ball_zyx()[:-1], OBLIQUE))
+        with pytest.raises(PromptError, match="propose"):
+            remote.take(seen[0])
+        remote.close()
+
+
+def test_weights_without_a_head_propose_nothing(remote: RemoteSession, server: Any, model: Any) -> None:
+    local = Session(model)
+    local.set_image(remote.volume)
+    for session in (remote, local):
+        with pytest.raises(ConfigError, match="proposal head"):
+            session.propose()
+    refused = server.post(f"/v1/sessions/{remote._session_id}/proposals", json={})
+    assert refused.status_code == 422 and refused.json()["code"] == "not_this_model"
+
+
+def test_a_scan_above_the_servers_limit_is_not_sent(model: Any) -> None:
+    limits = Limits(upload_bytes=4096)
+    with live(create_app(model, limits=limits)) as server, closing(Connection(str(server.base_url))) as connection:
+        remote = RemoteSession(connection)
+        with pytest.raises(VolumeError, match="opens at most"):
+            remote.set_image(Volume(ball_zyx(), RAS_FROM_IJK))
+
+
+def test_a_server_of_something_else_is_told() -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, content = self.path.strip("/").split("/")
+            self.send_response(int(status))
+            self.send_header("content-type", content.replace("-", "/"))
+            self.end_headers()
+            self.wfile.write(b"<html>log in</html>")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        for path in ("/200/text-html", "/302/text-html", "/200/application-json"):
+            with pytest.raises(ServerRefusal, match="no famsam server"):
+                Connection(f"http://127.0.0.1:{other.server_port}").get(path)
+        other.shutdown()
 
 
 def test_a_restarted_server_goes_on_from_the_prompts(model: Any) -> None:

@@ -96,7 +96,7 @@ def _use_threads(count: int) -> None:
 
 
 class SharedModel:
-    """One session's share of the model: the same attributes, with ``encode`` and ``decode`` taken in turns."""
+    """One session's share of the model: the same attributes, with all that computes taken in turns."""
 
     def __init__(self, model: Any, turns: FairTurns, thread: ModelThread) -> None:
         self._model = model
@@ -122,6 +122,11 @@ class SharedModel:
         """As the model's, when it is this session's turn."""
         with self._turns.turn(self, waits=self._waits):
             return self._thread.run(self._compute, self._model.decode, *args, **kwargs)
+
+    def propose(self, *args: Any, **kwargs: Any) -> Any:
+        """As the model's, when it is this session's turn."""
+        with self._turns.turn(self, waits=self._waits):
+            return self._thread.run(self._compute, self._model.propose, *args, **kwargs)
 
     def _compute(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """In the model's thread, as the session would have it in its own."""

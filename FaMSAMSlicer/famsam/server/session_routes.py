@@ -9,8 +9,10 @@ import numpy as np
 from fastapi import APIRouter, Query, Request
 from typing_extensions import Annotated
 
-from ..errors import PromptError
+from ..compact_mask import CompactMask
+from ..errors import ConfigError, PromptError
 from ..geometry import Box, clip, union
+from ..proposing import Candidate, ProposalOptions
 from ..session import Result, Session
 from .fairness import ModelBusyError
 from .hub import LOOK, Hub, OpenSession, ServerError, hub_of
@@ -20,9 +22,12 @@ from .wire import (
     AheadAnswer,
     AheadRequest,
     BoxRequest,
+    CandidateAnswer,
     MaskRequest,
     MoveRequest,
     PointRequest,
+    ProposalRequest,
+    ProposalsAnswer,
     SessionInfo,
     StateAnswer,
     StateRequest,
@@ -55,7 +60,7 @@ async def current_mask(request: Request, session_id: str) -> Update:
 
     def work(opened: OpenSession) -> Update:
         result = opened.session.result
-        return _update(opened, result, box=result.box_zyx)
+        return _update(opened, result, box=result.box_zyx, steps=0)
 
     return await hub_of(request.app).ask(session_id, work)
 
@@ -80,7 +85,7 @@ async def move_point(request: Request, session_id: str, index: int, body: MoveRe
         except BaseException:
             session.redo()
             raise
-        return _update(opened, moved, box=union(undone.changed_box_zyx, moved.changed_box_zyx))
+        return _update(opened, moved, box=union(undone.changed_box_zyx, moved.changed_box_zyx), steps=0)
 
     return await hub_of(request.app).ask(session_id, work, kind=f"move {index} {body.continues}")
 
@@ -111,7 +116,11 @@ async def set_mask(request: Request, session_id: str, body: MaskRequest) -> Upda
         mask = np.zeros(size, dtype=bool)
         where = tuple(slice(low, high) for low, high in zip(*box))
         mask[where] = unpack_bits(body.bits, mask[where].shape)
-        return session.set_mask(mask)
+        if not body.quality or not mask.any():
+            return session.set_mask(mask)
+        frame = session.volume.canonical
+        canonical = frame.to_canonical(mask)
+        return session.take(Candidate(CompactMask.of(frame.grid.size_zyx, canonical), body.quality, frame))
 
     return await _verb(request, session_id, work)
 
@@ -122,7 +131,7 @@ async def preview(request: Request, session_id: str, body: PointRequest) -> Upda
 
     def work(opened: OpenSession) -> Update:
         _check_prompts(hub, opened.session, 1)
-        return _update(opened, opened.session.preview(body.point_ras_mm, body.positive), with_state=False)
+        return _update(opened, opened.session.preview(body.point_ras_mm, body.positive), steps=0, with_state=False)
 
     hub = hub_of(request.app)
     return await hub.ask(session_id, work, kind=LOOK)
@@ -163,16 +172,39 @@ async def uncertainty(
     return await hub_of(request.app).ask(session_id, work, kind=LOOK)
 
 
+@router.post("/sessions/{session_id}/proposals")
+async def propose(request: Request, session_id: str, body: ProposalRequest) -> ProposalsAnswer:
+    """Candidate masks without any prompt; changes nothing. Any newer request of the session supersedes it (409)."""
+
+    def work(opened: OpenSession) -> ProposalsAnswer:
+        try:
+            found = opened.session.propose(ProposalOptions(**body.model_dump()))
+        except ConfigError as error:
+            raise ServerError(422, "not_this_model", str(error)) from None
+        return ProposalsAnswer(
+            candidates=[
+                CandidateAnswer(
+                    box_zyx=[list(corner) for corner in one.box_zyx],
+                    bits=pack_bits(one.mask_in(one.box_zyx)),
+                    quality=one.quality,
+                )
+                for one in found
+            ]
+        )
+
+    return await hub_of(request.app).ask(session_id, work, kind=LOOK)
+
+
 @router.post("/sessions/{session_id}/undo")
 async def undo(request: Request, session_id: str) -> Update:
     """Back to before the last verb that changed something."""
-    return await _verb(request, session_id, lambda s: s.undo())
+    return await _verb(request, session_id, lambda s: s.undo(), steps=0)
 
 
 @router.post("/sessions/{session_id}/redo")
 async def redo(request: Request, session_id: str) -> Update:
     """Forward again after an undo."""
-    return await _verb(request, session_id, lambda s: s.redo())
+    return await _verb(request, session_id, lambda s: s.redo(), steps=0)
 
 
 @router.post("/sessions/{session_id}/reset")
@@ -196,18 +228,23 @@ async def restore(request: Request, session_id: str, body: StateRequest) -> Upda
         saved = body.state.get("prompts")
         if isinstance(saved, list) and len(saved) > hub.limits.prompts:
             raise _too_many_prompts(hub)
-        return session.restore(body.state)
+        try:
+            return session.restore(body.state)
+        except OverflowError:
+            raise PromptError("the state holds a number that is too large for a coordinate") from None
 
     hub = hub_of(request.app)
     return await _verb(request, session_id, work)
 
 
-async def _verb(request: Request, session_id: str, verb: Callable[[Session], Result], *, adds: int = 0) -> Update:
+async def _verb(
+    request: Request, session_id: str, verb: Callable[[Session], Result], *, adds: int = 0, steps: int = 1
+) -> Update:
     hub = hub_of(request.app)
 
     def work(opened: OpenSession) -> Update:
         _check_prompts(hub, opened.session, adds)
-        return _update(opened, verb(opened.session))
+        return _update(opened, verb(opened.session), steps=steps)
 
     return await hub.ask(session_id, work)
 
@@ -241,12 +278,22 @@ def _check_saved_mask(saved: Dict[str, Any], session: Session) -> None:
         raise PromptError(f"the state's mask belongs to another scan: expected {size} voxels (z, y, x), got {claimed}")
 
 
-def _update(opened: OpenSession, result: Result, *, box: Optional[Box] = None, with_state: bool = True) -> Update:
-    """The answer to an interaction, with the mask in the box (by default, in what changed)."""
+def _update(
+    opened: OpenSession, result: Result, *, box: Optional[Box] = None, steps: int = 1, with_state: bool = True
+) -> Update:
+    """The answer to an interaction, with the mask in the box (by default, in what changed).
+
+    Args:
+        opened: whose.
+        result: of the interaction.
+        box: half-open, (z, y, x).
+        steps: that the interaction added to the history.
+        with_state: whether the answer holds the prompts.
+    """
     sent, mask_box = box or result.changed_box_zyx, result.box_zyx
     session = opened.session
     voxels_in_box = 0 if mask_box is None else math.prod(high - low for low, high in zip(*mask_box))
-    opened.history_bytes += voxels_in_box // 8 + _STEP_BYTES
+    opened.history_bytes += steps * (voxels_in_box // 8 + _STEP_BYTES)
     return Update(
         box_zyx=None if sent is None else [list(corner) for corner in sent],
         bits="" if sent is None else pack_bits(result.mask_in(sent)),

@@ -92,6 +92,32 @@ class MaskRequest(Body):
         Optional[VoxelBox], Field(description="half-open box that the bits fill; null for the whole image")
     ] = None
     bits: Annotated[str, Field(max_length=32 << 20, description="bits, x fastest, lowest first; zlib; base64")]
+    quality: Annotated[
+        float, Field(ge=0, le=1, allow_inf_nan=False, description="predicted overlap (IoU), if it is a candidate")
+    ] = 0.0
+
+
+class ProposalRequest(Body):
+    """How candidates are looked for; what is left out is as ``famsam.proposing.ProposalOptions`` has it."""
+
+    most: Annotated[int, Field(ge=1, le=64, description="at most so many candidates")] = 10
+    views: Annotated[int, Field(ge=1, le=64, description="at most so many views are looked at")] = 9
+    per_view: Annotated[int, Field(ge=1, le=32, description="coarse masks of a view that are refined")] = 8
+    least_quality: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.1
+    overlap: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, description="IoU above which one stays")] = 0.6
+    least_voxels: Annotated[int, Field(ge=0, le=1 << 40)] = 20
+
+
+class CandidateAnswer(BaseModel):
+    box_zyx: Annotated[VoxelBox, Field(description="half-open box that holds the mask")]
+    bits: Annotated[str, Field(description="the mask in that box: bits, x fastest, lowest first; zlib; base64")]
+    quality: Annotated[float, Field(description="predicted overlap (IoU) with the structure, 0 to 1")]
+
+
+class ProposalsAnswer(BaseModel):
+    """Candidate masks, the most trusted first; put one as the mask, with its quality, to start from it."""
+
+    candidates: List[CandidateAnswer]
 
 
 class StateRequest(Body):
