@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -90,7 +91,8 @@ def take_in(path: Path, folder: Path, limits: Limits) -> Intake:
         raise VolumeError(answer["error"])
     stored = folder / "voxels.npy"
     voxels_zyx = np.load(stored, allow_pickle=False)
-    stored.unlink()
+    for left in [stored, request] if answer["dicom_folder"] else list(folder.iterdir()):
+        left.unlink()  # what a DICOM SEG refers to stays
     volume = Volume(voxels_zyx, answer["ras_from_ijk"], source_header=_header_from_text(answer["nifti_header"]))
     return Intake(volume, answer["modality"], Path(answer["dicom_folder"]) if answer["dicom_folder"] else None)
 
@@ -107,6 +109,8 @@ def read_request(request: Dict[str, Any]) -> Dict[str, Any]:
         files = sorted(entry for entry in source.iterdir() if entry.is_file())
     elif kind == "zip":
         files = _unzip(source, folder / "series", max_bytes, int(request["limits"]["files_in_zip"]))
+        if source.parent == folder:
+            source.unlink()
     else:
         files = [source]
     modality = _check_dicom(files, max_bytes) if dicom else ""
@@ -115,17 +119,13 @@ def read_request(request: Dict[str, Any]) -> Dict[str, Any]:
     elif kind == "zip":
         readable = folder / "series"
     else:
-        readable = folder / f"scan.{kind}"  # the readers go by the suffix
-        if readable != source:
-            readable.symlink_to(source.resolve())
+        readable = _with_suffix(source, folder, kind)
         if not dicom:
             _check_header(readable, kind, max_bytes)
     try:
         volume = read_volume(readable)
     except FamsamError as error:
-        raise VolumeError(
-            str(error).replace(repr(str(readable)), "the file").replace(str(readable), "the file")
-        ) from None
+        raise VolumeError(_without_path(str(error), readable)) from None
     if volume.voxels_zyx.nbytes > max_bytes:
         raise VolumeError(_too_large(volume.voxels_zyx.nbytes, max_bytes))
     np.save(folder / "voxels.npy", volume.voxels_zyx)
@@ -136,6 +136,25 @@ def read_request(request: Dict[str, Any]) -> Dict[str, Any]:
         "modality": modality,
         "dicom_folder": str(readable if readable.is_dir() else readable.parent) if dicom else None,
     }
+
+
+def _with_suffix(source: Path, folder: Path, kind: str) -> Path:
+    """The file under a name in the private folder, since the readers go by the suffix; a user's own stays in place."""
+    readable = folder / f"scan.{kind}"
+    if source.parent == folder:
+        return source.rename(readable)
+    try:
+        readable.symlink_to(source.resolve())
+    except OSError:  # Windows lets few users make links
+        shutil.copyfile(source, readable)
+    return readable
+
+
+def _without_path(text: str, path: Path) -> str:
+    """A reader's sentence without the name of what it read."""
+    for spelt in (repr(str(path)), str(path)):
+        text = text.replace(f"folder {spelt}", "folder").replace(spelt, "the file")
+    return text
 
 
 def _kind(path: Path) -> str:
@@ -240,7 +259,9 @@ def _unzip(archive: Path, folder: Path, max_bytes: int, max_files: int) -> List[
                                 raise VolumeError(f"the zip unpacks to more than {max_bytes // MIB} MiB")
                             copy.write(chunk)
                 kept.append(target)
-    except (zipfile.BadZipFile, RuntimeError, EOFError, OSError) as error:
+    except VolumeError:
+        raise
+    except Exception as error:  # zipfile has no common root for what a damaged archive may cause
         locked = "encrypted" in str(error)
         raise VolumeError(f"the zip is {'encrypted: send it unlocked' if locked else 'damaged or truncated'}") from None
     if not kept:
@@ -305,6 +326,8 @@ def main() -> int:
         answer = {"error": str(error)}
     except MemoryError:
         answer = {"error": "the scan needs more memory than this server gives to one"}
+    except OSError as error:
+        answer = {"error": f"the scan could not be read: {error.strerror or 'its file is damaged'}"}
     sys.stdout.write(json.dumps(answer) + "\n")
     return 0
 

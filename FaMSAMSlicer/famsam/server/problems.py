@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from ..errors import FamsamError, SessionError
 from .hub import ServerError
@@ -54,6 +55,10 @@ def handle_errors(app: FastAPI) -> None:
         if isinstance(error.__cause__, BodyTooLarge):
             return _problem(413, "too_large", "the request's body is too large")
         return _problem(error.status_code, "http", str(error.detail), error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, error: ClientDisconnect) -> JSONResponse:
+        return _problem(400, "gone", "the request ended before all of it was here")  # nobody reads it
 
     @app.exception_handler(MemoryError)
     async def no_memory(_: Request, error: MemoryError) -> JSONResponse:

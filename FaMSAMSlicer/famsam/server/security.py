@@ -105,7 +105,7 @@ class Guard:
                 "this server does not answer to that host name; use the address it printed at start",
             )
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and origin.lower() not in (f"http://{host}".lower(), f"https://{host}".lower()):
             return 403, "wrong_origin", "pages of other sites may not use this server"
         if headers.get("sec-fetch-site") in ("cross-site", "same-site") and scope["path"].startswith("/v1"):
             return 403, "wrong_origin", "pages of other sites may not use this server"

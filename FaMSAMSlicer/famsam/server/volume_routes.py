@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 
 import anyio
@@ -55,7 +56,7 @@ async def open_path(request: Request, body: PathRequest) -> VolumeInfo:
     if "\0" in body.path:
         raise ServerError(422, "invalid", "a path holds no null characters")
     async with hub.arrival() as folder:
-        return _volume_info(await hub.open_scan(Path(body.path).expanduser().absolute(), folder))
+        return _volume_info(await hub.open_scan(Path(os.path.expanduser(body.path)).absolute(), folder))
 
 
 @router.post("/volumes/sample", status_code=201)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import logging
+import shutil
+import socket
 import struct
 import time
 import zipfile
@@ -24,6 +27,7 @@ from famsam.server.intake import read_request
 from famsam.server.limits import MIB, Limits
 from famsam.server.security import Access
 from server_fixtures import CENTRE_RAS_MM, RAS_FROM_IJK, TEST_LIMITS, ball_zyx, dicom_zip, live, nifti_bytes, upload
+from test_server_fairness import wait_until
 
 
 def refused(answer: httpx.Response, status: int) -> str:
@@ -112,6 +116,24 @@ def test_a_bad_file_is_refused_with_a_sentence(what: str, tmp_path: Path) -> Non
     assert len(str(refusal.value)) > 20 and str(tmp_path) not in str(refusal.value)
 
 
+def test_names_within_a_zip_lead_nowhere(client: httpx.Client, tmp_path: Path) -> None:
+    names = ["../../evil.dcm", "/etc/evil.dcm", "C:\\evil.dcm", "con", "\u202e.dcm", "a" * 300, "x/../../y", "."]
+    with zipfile.ZipFile(io.BytesIO(dicom_zip(ball_zyx()[: len(names)]))) as ordinary:
+        slices = [ordinary.read(name) for name in ordinary.namelist() if "IM" in name]
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in zip(names, slices):
+            archive.writestr(name, content)
+    (tmp_path / "upload").write_bytes(packed.getvalue())
+    limits = {"volume_bytes": TEST_LIMITS.volume_bytes, "files_in_zip": len(names)}
+    read_request({"path": str(tmp_path / "upload"), "folder": str(tmp_path), "limits": limits})
+    kept = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert kept == [*(f"series/{k:06d}.dcm" for k in range(len(names))), "voxels.npy"]
+    answer = upload(client, packed.getvalue())
+    assert answer.status_code == 201 and answer.json()["size_xyz"][2] == len(names)
+    client.delete(f"/v1/volumes/{answer.json()['id']}")
+
+
 @pytest.mark.parametrize("what", ["nothing", "a truncated gzip", "a NRRD that refers to another file", "a zip bomb"])
 def test_the_server_goes_on_after_a_bad_upload(client: httpx.Client, what: str) -> None:
     assert len(refused(upload(client, BAD_UPLOADS[what]()), 422)) > 20
@@ -144,6 +166,22 @@ def test_an_upload_above_the_limit_is_cut_short(client: httpx.Client) -> None:
     refused(client.put("/v1/sessions/x/mask", json={"bits": "A" * (2 * MIB)}), 413)
 
 
+def test_an_upload_that_breaks_off_leaves_nothing(model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    app = create_app(model)
+    start = b"POST /v1/volumes HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n"
+    log = logging.getLogger("uvicorn.error")
+    with live(app) as client, caplog.at_level("ERROR", logger=log.name):
+        log.addHandler(caplog.handler)  # uvicorn's own do not pass anything on
+        hub = app.state.hub
+        with socket.create_connection(("127.0.0.1", client.base_url.port)) as sender:
+            sender.sendall(start + b"x" * 100)
+            wait_until(lambda: hub._arriving == 1)
+        wait_until(lambda: hub._arriving == 0 and not any(hub._root.iterdir()))
+        assert client.get("/v1/server").status_code == 200
+        log.removeHandler(caplog.handler)
+    assert not any(record.levelname == "ERROR" for record in caplog.records)
+
+
 def test_a_stalled_upload_is_given_up(model: Any) -> None:
     limits = Limits(read_timeout_s=0.3)
 
@@ -163,7 +201,8 @@ def test_other_names_and_other_pages_are_refused(client: httpx.Client) -> None:
     refused(client.get("/", headers={"host": "127.0.0.1.evil.example"}), 421)
     refused(client.get("/v1/server", headers={"origin": "https://evil.example"}), 403)
     refused(client.get("/v1/server", headers={"origin": "http://127.0.0.1:1"}), 403)
-    refused(client.get("/v1/server", headers={"origin": "null"}), 403)
+    for origin in ("null", "http://[", "", own + ".evil.example", own.replace("http", "ftp")):
+        refused(client.get("/v1/server", headers={"origin": origin}), 403)
     refused(client.post("/v1/volumes/sample", headers={"sec-fetch-site": "cross-site"}), 403)
 
 
@@ -201,6 +240,21 @@ def test_paths_are_opened_only_where_allowed(model: Any, client: httpx.Client, t
         assert "no such file" in refused(missing, 422)
         scan.write_bytes(b"broken")
         assert "Doe" not in refused(own.post("/v1/volumes/path", json={"path": str(scan)}), 422)
+        for path in ("~nobody-of-this-name/scan.nii", "a" * 4000, "/dev/null", str(tmp_path), "scan\0.nii"):
+            assert "Doe" not in refused(own.post("/v1/volumes/path", json={"path": path}), 422)
+
+
+def test_a_scan_opened_by_its_path_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scan, private = tmp_path / "scan.nii.gz", tmp_path / "private"
+    scan.write_bytes(gzip.compress(nifti_bytes(ball_zyx())))
+    for links_allowed in (True, False):
+        if not links_allowed:
+            monkeypatch.setattr(Path, "symlink_to", lambda *_: (_ for _ in ()).throw(OSError("as on Windows")))
+        private.mkdir()
+        request = {"path": str(scan), "folder": str(private)}
+        read_request({**request, "limits": {"volume_bytes": MIB, "files_in_zip": 9}})
+        assert (private / "voxels.npy").is_file() and scan.is_file()
+        shutil.rmtree(private)
 
 
 def test_limits_of_what_is_open(client: httpx.Client, volume: Any) -> None:
@@ -299,12 +353,43 @@ def test_bombs_and_lies_in_masks(client: httpx.Client, session: str) -> None:
         {"size_zyx": [20, 24, 28], "box_zyx": [[0, 0, 0], [20, 24, 28]], "bits": bomb},
         {"size_zyx": ["a", 24, 28], "box_zyx": None, "bits": ""},
         {"size_zyx": [1e400, 24, 28], "box_zyx": None, "bits": ""},
+        {"size_zyx": [10**400, 24, 28], "box_zyx": None, "bits": ""},
         [],
         7,
     ):
         text = json.dumps({"state": {**state, "mask": mask}})
         answer = client.put(f"/v1/sessions/{session}/state", content=text, headers={"content-type": "application/json"})
         refused(answer, 422)
+
+
+def test_numbers_too_large_for_a_coordinate(client: httpx.Client, session: str) -> None:
+    state = client.get(f"/v1/sessions/{session}/state").json()["state"]
+    point = {"type": "point", "ras_mm": [10**400, 0, 0], "positive": True}
+    matrix = {**state["image"], "ras_from_ijk": [[10**400] * 4] * 4}
+    for changed in ({"prompts": [point]}, {"image": matrix}):
+        answer = client.put(f"/v1/sessions/{session}/state", json={"state": {**state, **changed}})
+        assert "too large" in refused(answer, 422)
+
+
+def test_looking_and_walking_do_not_use_up_the_history(model: Any) -> None:
+    app = create_app(model)
+    with live(app) as client:
+        scan = upload(client, nifti_bytes(ball_zyx())).json()["id"]
+        session = client.post(f"/v1/volumes/{scan}/sessions").json()["id"]
+        url, point = f"/v1/sessions/{session}", {"point_ras_mm": CENTRE_RAS_MM}
+        client.post(f"{url}/points", json=point)
+        client.put(f"{url}/points/0", json=point)
+        held = app.state.hub.session(session).history_bytes
+        assert held > 1_000_000
+        for method, path, body in (
+            ("POST", "/preview", point),
+            ("PUT", "/points/0", {**point, "continues": True}),
+            ("POST", "/undo", None),
+            ("POST", "/redo", None),
+            ("GET", "/mask", None),
+        ):
+            assert client.request(method, url + path, json=body).status_code == 200
+            assert app.state.hub.session(session).history_bytes == held, path
 
 
 @pytest.mark.parametrize(
@@ -346,6 +431,9 @@ def test_nothing_of_a_scan_stays_on_disk_or_in_the_log(
         client.post(f"/v1/sessions/{session}/points", json={"point_ras_mm": [500, 0, 0]})
         client.delete(f"/v1/volumes/{scan}")
         assert not any(root.iterdir())
+        upload(client, nifti_bytes(ball_zyx()))
+        (folder,) = root.iterdir()
+        assert not any(folder.iterdir())  # what was read is not needed again
         upload(client, dicom_zip(ball_zyx()))
     assert not any(tmp_path.glob("famsam-server-*"))
     own = [record.getMessage() for record in caplog.records if record.name.startswith("famsam")]
