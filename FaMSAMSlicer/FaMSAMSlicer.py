@@ -95,7 +95,8 @@ class FaMSAMSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.ui.startButton.connect("toggled(bool)", self.on_start)
         self.ui.sampleButton.connect("clicked()", self.on_sample_data)
         self.addObserver(slicer.mrmlScene, slicer.mrmlScene.StartCloseEvent, self.on_scene_start_close)
-        self.addObserver(slicer.mrmlScene, slicer.mrmlScene.EndCloseEvent, self.on_scene_end_close)
+        for event in (slicer.mrmlScene.EndCloseEvent, slicer.mrmlScene.EndImportEvent):
+            self.addObserver(slicer.mrmlScene, event, self.on_scene_renewed)
 
     def enter(self) -> None:
         """The module is shown."""
@@ -103,6 +104,7 @@ class FaMSAMSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if not self.hasObserver(node, vtk.vtkCommand.ModifiedEvent, self.on_editor_modified):
             self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self.on_editor_modified)
         self.editor.setMRMLSegmentEditorNode(node)
+        self.editor.setInteractionNode(slicer.app.applicationLogic().GetInteractionNode())
         self.editor.updateWidgetFromMRML()
         self.editor.setupViewObservations()
         self.editor.installKeyboardShortcuts()
@@ -111,6 +113,7 @@ class FaMSAMSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Another module is shown."""
         self.ui.startButton.checked = False
         self.editor.setActiveEffect(None)
+        self.editor.setInteractionNode(None)
         self.editor.uninstallKeyboardShortcuts()
         self.editor.removeViewObservations()
 
@@ -164,8 +167,8 @@ class FaMSAMSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.editor.setActiveEffect(None)
         self.editor.setMRMLSegmentEditorNode(None)
 
-    def on_scene_end_close(self, caller: Any, event: Any) -> None:
-        """A new, empty scene."""
+    def on_scene_renewed(self, caller: Any, event: Any) -> None:
+        """The scene is a new, empty one, or another has been loaded into it."""
         if self.parent.isEntered:
             self.enter()
 

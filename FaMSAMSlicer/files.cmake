@@ -7,6 +7,7 @@ set(MODULE_PYTHON_SCRIPTS
   FaMSAMSlicerLib/controller.py
   FaMSAMSlicerLib/doubt.py
   FaMSAMSlicerLib/engine.py
+  FaMSAMSlicerLib/keyboard.py
   FaMSAMSlicerLib/overlay.py
   FaMSAMSlicerLib/panel.py
   FaMSAMSlicerLib/picking.py
@@ -24,6 +25,8 @@ set(MODULE_PYTHON_SCRIPTS
   FaMSAMSlicerLib/status.py
   FaMSAMSlicerLib/translation.py
   FaMSAMSlicerLib/waiting.py
+  FaMSAMSlicerLib/watching.py
+  FaMSAMSlicerLib/writing.py
   famsam/__init__.py
   famsam/answers.py
   famsam/bench/__init__.py

@@ -15,6 +15,7 @@ from slicer.i18n import tr as _
 from . import requirements
 from .controller import Controller
 from .engine import shared_engine
+from .keyboard import HeldKey, give_keys_to_the_view
 from .panel import Panel, ask_and_install, icon, resource
 from .picking import pick, place_in_slice
 from .preparation import middle_shown
@@ -22,6 +23,7 @@ from .rubber_band import Pixel, RubberBand, box_around
 from .settings import model_choice, server, set_server, settings
 from .spaces import Point3
 from .status import Status
+from .watching import Watch
 
 NAME = "FaM-SAM"
 POLL_MS = 5
@@ -54,12 +56,12 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         self._timer: Any = None
         self._rest: Any = None  # the timer that runs until the pointer counts as resting
         self._pointed_at: Optional[Tuple[Any, Any, Pixel]] = None  # interactor, view, and where in it
-        self._observations: List[Tuple[Any, int]] = []
-        self._segmentation: Any = None
+        self._watch: Optional[Watch] = None
+        self._preview_key: Any = None  # a HeldKey while the effect is active
         self._band: Optional[RubberBand] = None
         self._pressed_3d: Optional[Pixel] = None
         self._pressed_2d = False
-        self._previewing = False
+        self._menu_point: Optional[int] = None
         self._devices_shown: List[Tuple[str, str]] = []
 
     # --- what the Segment Editor asks ---
@@ -76,7 +78,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         return "<html>" + _(
             "Click on a structure in any slice view, or on its surface in the 3D view, and its segment follows.<br>"
             "<b>Click</b>: include what is there. <b>Ctrl+click</b>: exclude it. <b>X</b>: swap the two.<br>"
-            "<b>Hold A</b>: preview under the pointer. <b>Drag a point</b> to move it; delete it by its menu.<br>"
+            "<b>Hold A</b>: preview under the pointer. <b>Drag a point</b> to move it; right-click it to delete it.<br>"
             "<b>Box</b>: drag a rectangle in a slice view. <b>Show doubt</b>: where the next click helps most.<br>"
             "Editable area, overwrite mode and undo work as for every effect. Points are saved with the segment."
         )
@@ -88,11 +90,12 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
             self.panel.on_click(f"{tool}Button", self.updateMRMLFromGUI)
         self.panel.on_click("pointsButton", self.updateMRMLFromGUI)
         self.panel.on_click("doubtButton", self._doubt_toggled)
-        self.panel.on_click("previewButton", self._preview_toggled)
+        self.panel.on_click("previewButton", self._preview_switched)
         self.panel.on_click("clearButton", lambda: self.controller and self.controller.clear_points())
         self.panel.on_click("emptyButton", lambda: self.controller and self.controller.reset_segment())
         self.panel.on_click("cancelButton", lambda: self.controller and self.controller.cancel())
         self.panel.on_click("installButton", self.install)
+        self.panel.delete_action.connect("triggered()", self._delete_point)
         self.panel.ui.modelFile.connect("currentPathChanged(QString)", self._model_chosen)
         for selector in (self.panel.ui.deviceSelector, self.panel.ui.precisionSelector):
             selector.connect("activated(int)", self._model_chosen)
@@ -126,6 +129,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         self.controller = Controller(self.scriptedEffect, shared_engine(), self._show)
         self.controller.choice = model_choice(settings())
         self.controller.points.visible = settings().pointsVisible
+        self.controller.points.on_menu = self._point_menu
         self.controller.doubt_visible = self.panel.ui.doubtButton.checked
         self._timer, self._rest = qt.QTimer(), qt.QTimer()
         self._timer.setInterval(POLL_MS)
@@ -133,8 +137,8 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         self._rest.setInterval(REST_MS)
         self._rest.setSingleShot(True)
         self._rest.connect("timeout()", self._pointer_rests)
-        self._observe(self.scriptedEffect.parameterSetNode(), vtk.vtkCommand.ModifiedEvent)
-        self._follow_segmentation()
+        self._preview_key = HeldKey(self._preview_switched)
+        self._watch = Watch(self.scriptedEffect.parameterSetNode(), self._selection_changed)
         self.controller.sync()
         self._get_ready()
 
@@ -144,14 +148,17 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
             self._timer.disconnect("timeout()", self._poll)
             self._rest.stop()
             self._rest.disconnect("timeout()", self._pointer_rests)
-        for node, tag in self._observations:
-            node.RemoveObserver(tag)
-        self._drop_band()
+            self._preview_key.close()
+        if self._watch is not None:
+            self._watch.stop()
+        if self._band is not None:
+            self._band.remove()
         if self.controller is not None:
             self.controller.finish(FINISH_S)
             self.controller.close()
-        self._timer = self._rest = self.controller = self._segmentation = self._pointed_at = None
-        self._observations, self._previewing, self._pressed_3d, self._pressed_2d = [], False, None, False
+        self._timer = self._rest = self._preview_key = self._watch = self.controller = None
+        self._pointed_at = self._band = self._pressed_3d = self._menu_point = None
+        self._pressed_2d = False
 
     def cleanup(self) -> None:
         self.deactivate()
@@ -162,12 +169,6 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
             self.controller.sync()
             self._get_ready()
 
-    def masterVolumeNodeChanged(self) -> None:  # its name before Slicer 5.2
-        self.sourceVolumeNodeChanged()
-
-    def interactionNodeModified(self, interactionNode: Any) -> None:
-        """Placing other markups is not disturbed: the Segment Editor sends no events meanwhile."""
-
     def processInteractionEvents(self, callerInteractor: Any, eventId: int, viewWidget: Any) -> bool:
         """Returns:
         True if the event is used up.
@@ -175,8 +176,11 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         if self.controller is None:
             return False
         if eventId in (vtk.vtkCommand.KeyPressEvent, vtk.vtkCommand.KeyReleaseEvent):
-            return self._key(callerInteractor, eventId == vtk.vtkCommand.KeyPressEvent)
+            return self._key(callerInteractor, viewWidget, eventId == vtk.vtkCommand.KeyPressEvent)
         self._rest.stop()
+        if eventId == vtk.vtkCommand.EnterEvent:
+            give_keys_to_the_view()
+            return False
         if eventId == vtk.vtkCommand.LeaveEvent:
             self.controller.end_preview()
             return False
@@ -184,7 +188,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         if eventId in _AIMING:
             self._pointed_at = callerInteractor, viewWidget, (x, y)
             self._rest.start()
-        if viewWidget.className() == "qMRMLSliceWidget":
+        if _is_slice(viewWidget):
             return self._in_slice_view(callerInteractor, eventId, viewWidget, (x, y))
         if viewWidget.className() == "qMRMLThreeDWidget":
             return self._in_3d_view(callerInteractor, eventId, viewWidget, (x, y))
@@ -195,14 +199,19 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
     def _in_slice_view(self, interactor: Any, event: int, view: Any, pixel: Pixel) -> bool:
         controller = self.controller
         if event == vtk.vtkCommand.LeftButtonPressEvent:
-            if controller.points.hovered or interactor.GetShiftKey() or not self._may_edit():
+            if controller.points.hovered or interactor.GetShiftKey():
+                return False
+            confirmed = self.scriptedEffect.confirmCurrentSegmentVisible()
+            if not confirmed:
                 return False
             self._pressed_2d = True
-            if self._tool == "box":
+            if self._tool != "box":
+                controller.click(self._place(interactor, view, pixel), self._sign(interactor))
+            elif confirmed != self.scriptedEffect.ConfirmedWithDialog:  # the button is up again after a dialog
                 self._band = RubberBand(_renderer(view), pixel)
-            else:
-                controller.click(self._world(interactor, view, pixel), self._sign(interactor))
             return True
+        if event == vtk.vtkCommand.LeftButtonDoubleClickEvent:  # would enlarge the view; its first half was a click
+            return not (controller.points.hovered or interactor.GetShiftKey())
         if event == vtk.vtkCommand.LeftButtonReleaseEvent and self._pressed_2d:
             self._pressed_2d = False
             band, self._band = self._band, None
@@ -210,15 +219,14 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
                 band.remove()
                 _renderer(view).GetRenderWindow().Render()
                 if band.is_box:
-                    controller.box(box_around([self._world(interactor, view, corner) for corner in band.corners]))
+                    controller.box(box_around([self._place(interactor, view, corner) for corner in band.corners]))
             return True
         if event == vtk.vtkCommand.MouseMoveEvent:
             if self._band is not None:
                 self._band.move(pixel)
                 _renderer(view).GetRenderWindow().Render()
                 return True
-            if self._previewing and not controller.points.hovered:
-                controller.preview(self._world(interactor, view, pixel), self._sign(interactor))
+            self._preview_at(interactor, view, pixel)
         return False
 
     def _in_3d_view(self, interactor: Any, event: int, view: Any, pixel: Pixel) -> bool:
@@ -228,19 +236,26 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
             self._pressed_3d = None if controller.points.hovered or interactor.GetShiftKey() else pixel
         elif event == vtk.vtkCommand.LeftButtonReleaseEvent and self._pressed_3d is not None:
             start, self._pressed_3d = self._pressed_3d, None
-            if max(abs(a - b) for a, b in zip(start, pixel)) <= _CLICK_PIXELS and self._may_edit():
-                place = pick(_renderer(view), *pixel)
+            is_click = max(abs(a - b) for a, b in zip(start, pixel)) <= _CLICK_PIXELS
+            if is_click and self.scriptedEffect.confirmCurrentSegmentVisible():
+                place = self._place(interactor, view, pixel)
                 if place is None:
                     self._show(Status(_("Nothing is there to click on. Click on a surface or the volume rendering.")))
                 else:
                     controller.click(place, self._sign(interactor))
-        elif event == vtk.vtkCommand.MouseMoveEvent and self._previewing and not controller.points.hovered:
-            place = pick(_renderer(view), *pixel)
-            if place is None:
-                controller.end_preview()
-            else:
-                controller.preview(place, self._sign(interactor), in_3d=True)
+        elif event == vtk.vtkCommand.MouseMoveEvent:
+            self._preview_at(interactor, view, pixel)
         return False
+
+    def _preview_at(self, interactor: Any, view: Any, pixel: Pixel) -> None:
+        """Show what a click there would do, if that is wanted."""
+        if not self._previewing or self.controller.points.hovered:
+            return
+        place = self._place(interactor, view, pixel)
+        if place is None:
+            self.controller.end_preview()
+        else:
+            self.controller.preview(place, self._sign(interactor), in_3d=not _is_slice(view))
 
     def _pointer_rests(self) -> None:
         """A click may follow there: have it prepared, unless something else is going on at the pointer."""
@@ -248,28 +263,31 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         elsewhere = self._previewing or self._tool == "box" or self._pressed_3d is not None
         if pointed_at is None or elsewhere or self.controller.points.hovered:
             return
-        interactor, view, pixel = pointed_at
-        is_slice = view.className() == "qMRMLSliceWidget"
-        place = self._world(interactor, view, pixel) if is_slice else pick(_renderer(view), *pixel)
+        place = self._place(*pointed_at)
         if place is not None:
             self.controller.aim(place)
             self._keep_polling()
 
-    def _key(self, interactor: Any, pressed: bool) -> bool:
+    def _key(self, interactor: Any, view: Any, pressed: bool) -> bool:
         key = (interactor.GetKeySym() or "").lower()
         if key == PREVIEW_KEY:
-            self.set_previewing(pressed or self.panel.ui.previewButton.checked)
+            if not pressed:
+                self._preview_key.release()
+            elif self._preview_key.press():
+                self._preview_at(interactor, view, interactor.GetEventPosition())
             return True
         if key == SIGN_KEY and pressed:
             self.scriptedEffect.setParameter("Tool", "negative" if self._tool == "positive" else "positive")
             return True
         return False
 
-    def set_previewing(self, previewing: bool) -> None:
-        """Whether a preview follows the pointer."""
-        self._previewing = previewing
-        if not previewing and self.controller is not None:
-            self.controller.end_preview()
+    def _point_menu(self) -> None:
+        self._menu_point = self.controller.points.hovered_index
+        self.panel.show_point_menu()
+
+    def _delete_point(self) -> None:
+        if self.controller is not None and self._menu_point is not None:
+            self.controller.points.delete(self._menu_point)
 
     def install(self) -> None:
         """Ask, install what is missing, and make the model ready."""
@@ -291,15 +309,21 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
     def _sign(self, interactor: Any) -> bool:
         return (self._tool != "negative") != bool(interactor.GetControlKey())
 
+    @property
+    def _previewing(self) -> bool:
+        """Whether a preview follows the pointer."""
+        return bool(self._preview_key.is_down or self.panel.ui.previewButton.checked)
+
     @staticmethod
-    def _world(interactor: Any, slice_widget: Any, pixel: Pixel) -> Point3:
-        return place_in_slice(interactor, slice_widget.mrmlSliceNode(), *pixel)
+    def _place(interactor: Any, view: Any, pixel: Pixel) -> Optional[Point3]:
+        """World RAS mm under a pixel; None where a 3D view shows nothing."""
+        if _is_slice(view):
+            return place_in_slice(interactor, view.mrmlSliceNode(), *pixel)
+        return pick(_renderer(view), *pixel)
 
-    def _may_edit(self) -> bool:
-        return bool(self.scriptedEffect.confirmCurrentSegmentVisible())
-
-    def _preview_toggled(self) -> None:
-        self.set_previewing(self.panel.ui.previewButton.checked)
+    def _preview_switched(self) -> None:
+        if self.controller is not None and not self._previewing:
+            self.controller.end_preview()
 
     def _doubt_toggled(self) -> None:
         if self.controller is not None:
@@ -351,41 +375,15 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
                 self._devices_shown = found
                 self.panel.show_devices(found)
 
-    def _observe(self, node: Any, event: int) -> None:
-        self._observations.append((node, node.AddObserver(event, self._selection_changed)))
+    def _selection_changed(self) -> None:
+        self.controller.sync()
+        self._keep_polling()
 
-    def _follow_segmentation(self) -> None:
-        """Undo, redo and other tools change segments: then the points have to be shown anew."""
-        node = self.controller.segmentation_node
-        if node is self._segmentation:
-            return
-        for observed, tag in self._observations[1:]:
-            observed.RemoveObserver(tag)
-        del self._observations[1:]
-        self._segmentation = node
-        if node is not None:
-            events = slicer.vtkSegmentation
-            for event in (
-                events.SegmentModified,
-                events.SegmentRemoved,
-                events.SourceRepresentationModified,
-                slicer.vtkMRMLTransformableNode.TransformModifiedEvent,
-            ):
-                self._observe(node, event)
 
-    def _selection_changed(self, caller: Any, event: Any) -> None:
-        if self.controller is not None:
-            self._follow_segmentation()
-            self.controller.sync()
-            self._keep_polling()
-
-    def _drop_band(self) -> None:
-        if self._band is not None:
-            self._band.remove()
-            self._band = None
+def _is_slice(view_widget: Any) -> bool:
+    return bool(view_widget.className() == "qMRMLSliceWidget")
 
 
 def _renderer(view_widget: Any) -> Any:
-    is_slice = view_widget.className() == "qMRMLSliceWidget"
-    view = view_widget.sliceView() if is_slice else view_widget.threeDView()
+    view = view_widget.sliceView() if _is_slice(view_widget) else view_widget.threeDView()
     return view.renderWindow().GetRenderers().GetFirstRenderer()

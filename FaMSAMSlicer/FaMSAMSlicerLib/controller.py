@@ -16,25 +16,24 @@ from dataclasses import dataclass, replace
 from typing import Any, Callable, Optional, Tuple
 
 import numpy as np
-import slicer
 from famsam.client import ConnectionLostError
 from famsam.errors import FamsamError, PromptError
 
 from .aiming import Aim
-from .asking import Question, fingerprint, grid_of, question
+from .asking import Question, fingerprint, question
 from .doubt import DoubtView
 from .engine import Engine, ModelChoice, Outcome, Request, Step
 from .overlay import PREVIEW, Overlay
-from .placing import box_in_seg, point_in_seg
+from .placing import box_in_seg, is_in_scan, point_in_seg
 from .points_view import PointsView
-from .prompts import Prompts, SegmentState, moved, write_state
+from .prompts import Prompts, SegmentState, write_state
 from .scans import scan_of
-from .segments import mask_print, modifier_labelmap
 from .selection import Selection, segment_of
 from .spaces import Point3
 from .status import Status
 from .translation import tr as _
 from .waiting import Asked, Waiting
+from .writing import write_nothing, write_outcome
 
 RETRY_S = 2.0
 """So often a server that cannot be reached is asked again while something waits for it."""
@@ -68,7 +67,7 @@ class Controller(Selection):
         self.engine = engine
         self.choice = ModelChoice()
         self.status = Status()
-        self.points = PointsView(self.move_point, self.remove_point)
+        self.points = PointsView(self.move_point, self.remove_point, self.clear_points)
         self._on_status = on_status
         self.doubt_visible = False  # takes effect with the next ``sync``
         self._preview = Overlay(PREVIEW)
@@ -100,16 +99,16 @@ class Controller(Selection):
         self._guarded(lambda: self._enqueue(Step("add_point", (self._checked(world),), positive)))
 
     def box(self, corners_world: np.ndarray) -> None:
-        """Frame the structure: the box around these points, (N, 3), along the scan's own axes.
-
-        A box alone tells the model little, so that the first thing said of a segment is a click in the box's middle.
-        """
-        self._guarded(lambda: self._enqueue(*self._box_steps(corners_world)))
+        """Frame the structure: the box around these points, (N, 3), along the scan's own axes."""
+        self._guarded(lambda: self._enqueue(self._box_step(corners_world)))
 
     def preview(self, world: Point3, positive: bool = True, in_3d: bool = False) -> None:
-        """Show what a click would do, in the 3D views as well if so; the newest wins, and any click overtakes it."""
+        """Show what a click would do, in the 3D views as well if so; the newest wins, and any click overtakes it.
+
+        Nothing is shown, nor said, for a place outside of the scan: the pointer has only passed there.
+        """
         self._preview.in_3d = in_3d
-        self._guarded(lambda: self._enqueue(Step("preview", (self._checked(world),), positive)))
+        self._guarded(lambda: self._enqueue_preview(world, positive))
 
     def end_preview(self) -> None:
         """Take the preview away."""
@@ -154,11 +153,7 @@ class Controller(Selection):
             return
         self.cancel()
         self.effect.saveStateForUndo()
-        nothing = modifier_labelmap(
-            np.zeros((0, 0, 0), bool), np.zeros(3, int), np.eye(4), self.effect.referenceGeometryImage()
-        )
-        self._write(self.segmentation_node, self.segment_id, nothing)
-        write_state(self.segment, SegmentState())
+        write_nothing(self.effect, self.segmentation_node, self.segment_id, self.segment)
         self.sync()
         self._say(_("Segment emptied."))
 
@@ -229,13 +224,15 @@ class Controller(Selection):
         self._check_segment()
         return point_in_seg(self.volume_node, self.segmentation_node, world)
 
-    def _box_steps(self, corners_world: np.ndarray) -> Tuple[Step, ...]:
+    def _box_step(self, corners_world: np.ndarray) -> Step:
         self._check_segment()
-        lower, upper = box_in_seg(self.volume_node, self.segmentation_node, corners_world)
-        if any(prompt.get("positive") for prompt in self._prompts()):
-            return (Step("add_box", (lower, upper)),)
-        r, a, s = ((low + high) / 2 for low, high in zip(lower, upper))
-        return Step("add_point", ((r, a, s),)), Step("add_box", (lower, upper))
+        return Step("add_box", box_in_seg(self.volume_node, self.segmentation_node, corners_world))
+
+    def _enqueue_preview(self, world: Point3, positive: bool) -> None:
+        if is_in_scan(self.volume_node, world):
+            self._enqueue(Step("preview", (self._checked(world),), positive))
+        else:
+            self.end_preview()
 
     def _check_segment(self) -> None:
         if self.segment is None:
@@ -256,12 +253,11 @@ class Controller(Selection):
             prompts = step.applied(prompts)
         return prompts
 
-    def _enqueue(self, *steps: Step) -> None:
+    def _enqueue(self, step: Step) -> None:
         self._aim.drop()
-        for step in steps:
-            self._waiting.add(self.segmentation_node, self.segment_id, step)
+        self._waiting.add(self.segmentation_node, self.segment_id, step)
         self._go_on()
-        if steps[-1].verb != "preview":
+        if step.verb != "preview":
             self.sync()
 
     def _go_on(self) -> None:
@@ -345,31 +341,18 @@ class Controller(Selection):
         self._tell_busy()
 
     def _commit(self, running: _Running, outcome: Outcome, segment: Any) -> None:
-        asked, scan = running.asked, running.question.request.scan
+        asked = running.asked
         same_drag = self.points.drags == self._undoable_drag and all(s.verb == "move_point" for s in asked.steps)
         if not same_drag:
             self.effect.saveStateForUndo()
             self._undoable_drag = self.points.drags
-        seg_from_scan = np.linalg.inv(running.question.scan_from_seg)
-        reference = self.effect.referenceGeometryImage()
-        labelmap = modifier_labelmap(outcome.mask_zyx, outcome.low_xyz, seg_from_scan @ scan.ras_from_ijk, reference)
         self._preview.hide()
-        self._write(asked.node, asked.segment_id, labelmap)
-        base = None if outcome.base is None else {**outcome.base, "image": grid_of(scan)}
-        prompts = moved(outcome.prompts, seg_from_scan)
-        write_state(segment, SegmentState(prompts, base, outcome.token, mask_print(segment), outcome.quality))
+        write_outcome(self.effect, running.question, outcome, segment)
         self.sync()
         found = _("Ready") if outcome.mask_zyx.size else _("The segment is empty. Click inside the structure.")
         message, is_error = (" ".join(outcome.errors), True) if outcome.errors else (found, False)
         latency_ms, engine_ms = _ms_since(asked.since), outcome.timings_ms.get("total", 0.0)
         self._tell(Status(message, is_error, self.busy, latency_ms, outcome.quality, engine_ms))
-
-    def _write(self, node: Any, segment_id: str, labelmap: Any) -> None:
-        mode = slicer.qSlicerSegmentEditorAbstractEffect.ModificationModeSet
-        if segment_id == self.segment_id:
-            self.effect.modifySelectedSegmentByLabelmap(labelmap, mode)
-        else:  # another one was selected while this was computed
-            self.effect.modifySegmentByLabelmap(node, segment_id, labelmap, mode)
 
     def _guarded(self, action: Callable[[], None]) -> None:
         """Whatever goes wrong becomes one message; the next interaction begins anew."""

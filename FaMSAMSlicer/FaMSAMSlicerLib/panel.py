@@ -26,6 +26,8 @@ class Panel:
         self.widget = slicer.util.loadUI(resource("UI", "FaMSAMPanel.ui"))
         self.ui = slicer.util.childWidgetVariables(self.widget)
         self.ui.modelFile.nameFilters = [_("Weights") + " (*.safetensors *.pth)"]
+        self._point_menu = qt.QMenu(self.widget)
+        self.delete_action = self._point_menu.addAction(_("Delete point"))
         self.show_missing(False)
         self.show_status(Status(_("Click on a structure.")))
 
@@ -42,6 +44,10 @@ class Panel:
         self.ui.statusLabel.styleSheet = "color: #d9534f" if status.is_error else ""
         self.ui.progressBar.visible = status.busy
         self.ui.cancelButton.visible = status.busy
+
+    def show_point_menu(self) -> None:
+        """What can be done with the point under the pointer."""
+        self._point_menu.popup(qt.QCursor.pos())
 
     def show_missing(self, missing: bool) -> None:
         """Whether there is something to install first."""

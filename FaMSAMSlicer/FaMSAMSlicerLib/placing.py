@@ -7,7 +7,7 @@ from typing import Any, Tuple
 import numpy as np
 
 from .scans import scan_of
-from .spaces import Point3, scan_from_seg, seg_from_world, transformed
+from .spaces import Point3, scan_from_seg, seg_from_world, transformed, world_from_node
 
 
 def point_in_seg(volume_node: Any, segmentation_node: Any, world: Point3) -> Point3:
@@ -21,6 +21,16 @@ def point_in_seg(volume_node: Any, segmentation_node: Any, world: Point3) -> Poi
     seg = transformed(seg_from_world(segmentation_node), world)
     scan.check_inside(transformed(scan_from_seg(volume_node, segmentation_node), seg))
     return seg
+
+
+def is_in_scan(volume_node: Any, world: Point3) -> bool:
+    """Whether a point lies in the scan.
+
+    Raises:
+        VolumeError: the volume cannot be used.
+    """
+    scan = scan_of(volume_node)
+    return scan.contains(transformed(np.linalg.inv(world_from_node(volume_node)), world))
 
 
 def box_in_seg(volume_node: Any, segmentation_node: Any, corners_world: np.ndarray) -> Tuple[Point3, Point3]:

@@ -6,7 +6,7 @@ segmentation's; it is not saved, and not listed.
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, Optional
+from typing import Any, Callable, List, Optional, Tuple
 
 import numpy as np
 import slicer
@@ -26,12 +26,20 @@ class PointsView:
     Args:
         on_moved: called with the point's number and its new position.
         on_removed: called with the number of a point that the user deleted.
+        on_cleared: called when the user deleted all of them at once.
     """
 
-    def __init__(self, on_moved: Callable[[int, Point3], None], on_removed: Callable[[int], None]) -> None:
-        self._on_moved, self._on_removed = on_moved, on_removed
+    def __init__(
+        self,
+        on_moved: Callable[[int, Point3], None],
+        on_removed: Callable[[int], None],
+        on_cleared: Callable[[], None],
+    ) -> None:
+        self._on_moved, self._on_removed, self._on_cleared = on_moved, on_removed, on_cleared
+        self.on_menu: Callable[[], None] = lambda: None
+        """Called when the user right-clicks a point, the hovered one; Slicer has no menu for nodes it does not list."""
         self._node: Any = None
-        self._tags: List[int] = []
+        self._observations: List[Tuple[Any, int]] = []
         self._updating = False
         self.dragging = False
         self.drags = 0
@@ -56,10 +64,21 @@ class PointsView:
     @property
     def hovered(self) -> bool:
         """Whether the pointer is on a point, so that a press there is for the point and no new click."""
+        return self.hovered_index is not None
+
+    @property
+    def hovered_index(self) -> Optional[int]:
+        """The number of the point under the pointer."""
         if self.node is None or not self._visible:
-            return False
+            return None
         display = self.node.GetDisplayNode()
-        return bool(display.GetActiveComponentType() == slicer.vtkMRMLMarkupsDisplayNode.ComponentControlPoint)
+        on_point = display.GetActiveComponentType() == slicer.vtkMRMLMarkupsDisplayNode.ComponentControlPoint
+        return int(display.GetActiveComponentIndex()) if on_point else None
+
+    def delete(self, index: int) -> None:
+        """As if the user had deleted that point in a view."""
+        if self.node is not None and 0 <= index < self.node.GetNumberOfControlPoints():
+            self.node.RemoveNthControlPoint(index)
 
     def show(self, prompts: Prompts, segmentation_node: Any) -> None:
         """Mirror these prompts, which are in the segmentation's own coordinates."""
@@ -83,15 +102,14 @@ class PointsView:
 
     def remove(self) -> None:
         """Take the node and its observers away."""
-        if self._node is not None:
-            for tag in self._tags:
-                self._node.RemoveObserver(tag)
-            if self._node.GetScene() is not None:
-                display = self._node.GetDisplayNode()
-                self._node.GetScene().RemoveNode(self._node)
-                if display is not None and display.GetScene() is not None:
-                    display.GetScene().RemoveNode(display)
-        self._node, self._tags, self.dragging = None, [], False
+        for observed, tag in self._observations:
+            observed.RemoveObserver(tag)
+        if self.node is not None:
+            display = self.node.GetDisplayNode()
+            self.node.GetScene().RemoveNode(self.node)
+            if display is not None and display.GetScene() is not None:
+                display.GetScene().RemoveNode(display)
+        self._node, self._observations, self.dragging = None, [], False
 
     def _create(self) -> Any:
         self.remove()
@@ -116,7 +134,9 @@ class PointsView:
             node.PointStartInteractionEvent: self._drag_started,
             node.PointEndInteractionEvent: self._drag_ended,
         }
-        self._tags = [_observe(node, event, method) for event, method in events.items()]
+        self._observations = [(node, _observe(node, event, method)) for event, method in events.items()]
+        menu_tag = display.AddObserver(display.MenuEvent, lambda caller, event: self.on_menu())
+        self._observations.append((display, menu_tag))
         self._node = node
         return node
 
@@ -140,7 +160,11 @@ class PointsView:
         self._on_moved(index, (position[0], position[1], position[2]))
 
     def _removed(self, index: Optional[int]) -> None:
-        if not self._updating and index is not None:
+        if self._updating:
+            return
+        if index is None:
+            self._on_cleared()
+        else:
             self._on_removed(index)
 
     def _drag_started(self, index: Optional[int]) -> None:

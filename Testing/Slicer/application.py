@@ -82,6 +82,15 @@ class Application:
         self.settle()
         return used
 
+    def let_go(self):
+        """Wait until a released key counts as released."""
+        for _ in range(2000):
+            qt_host.APPLICATION.processEvents()
+            if not self.effect._preview_key._timer.isActive():
+                break
+            time.sleep(0.005)
+        self.settle()
+
     def rest(self):
         """Let the pointer rest for as long as the effect wants it to."""
         for _ in range(2000):

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -23,7 +24,7 @@ def draw(folder: Path) -> None:
     import numpy as np
     import vtk
     from PIL import Image
-    from real_views import SIZE, ViewDirection, ViewLayoutDefinition, open_effect, open_views
+    from real_views import LET_GO_S, SIZE, ViewDirection, ViewLayoutDefinition, open_effect, open_views
 
     app, views = open_views(
         (ViewLayoutDefinition.coronal_view(), "qMRMLSliceWidget"),
@@ -74,6 +75,8 @@ def draw(folder: Path) -> None:
     settle()
     save("preview", slice_view.pixels())
     slice_view.key("a", "KeyReleaseEvent")
+    time.sleep(LET_GO_S)
+    settle()
 
     click(VENTRICLE)
     click(OTHER_SIDE, control=1)

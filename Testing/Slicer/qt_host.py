@@ -17,7 +17,7 @@ import sys
 import tempfile
 import types
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Dict, List, Optional
+from typing import Any, Callable, ClassVar, Dict, List, Optional, Tuple
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
@@ -234,6 +234,16 @@ class ScriptedEffect(host.Effect):
     def optionsFrame(self) -> Any:
         return self._frame
 
+    def selectEffect(self, name: str) -> None:
+        self.editor.setActiveEffectByName(name) if name else self.editor.setActiveEffect(None)
+
+    def _interaction_node_modified(self, node: Any) -> None:
+        """The effect's own, or else what Slicer does: no effect while markups are placed."""
+        if hasattr(self._effect, "interactionNodeModified"):
+            self._effect.interactionNodeModified(node)
+        elif node.GetCurrentInteractionMode() != node.ViewTransform:
+            self.selectEffect("")
+
 
 class qMRMLSegmentEditorWidget(qMRMLWidget):
     """The Segment Editor's widget: selectors, undo, one active effect; all of it over the real editor logic."""
@@ -243,7 +253,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self.node: Any = None
         self.logic = slicer.vtkSlicerSegmentEditorLogic()
         self._active: Any = None
-        self._observed: Optional[int] = None
+        self._interaction: Optional[Tuple[Any, int]] = None
         self.observing_views = self.shortcuts = False
         self._names: List[str] = []
         layout = QtWidgets.QVBoxLayout(self)
@@ -299,6 +309,18 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
 
     def activeEffect(self) -> Any:
         return self._active
+
+    def setInteractionNode(self, node: Any) -> None:
+        if self._interaction is not None:
+            self._interaction[0].RemoveObserver(self._interaction[1])
+        self._interaction = None
+        if node is not None:
+            tag = node.AddObserver(vtk.vtkCommand.ModifiedEvent, self._interaction_modified)
+            self._interaction = node, tag
+
+    def _interaction_modified(self, node: Any, event: str) -> None:
+        if self._active is not None:
+            self._active._interaction_node_modified(node)
 
     def setupViewObservations(self) -> None:
         self.observing_views = True

@@ -23,6 +23,7 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 SIZE = (500, 450)
 EVENTS = ("LeftButtonPressEvent", "LeftButtonReleaseEvent", "MouseMoveEvent", "KeyPressEvent", "KeyReleaseEvent")
+LET_GO_S = 0.2  # more than a released key is waited for
 
 
 class ViewWidget:
@@ -66,6 +67,12 @@ class ViewWidget:
     def move(self, x, y):
         self.view.interactor().SetEventInformation(x, y, 0, 0)
         self.view.interactor().MouseMoveEvent()
+
+    def right_click(self, x, y):
+        interactor = self.view.interactor()
+        interactor.SetEventInformation(x, y, 0, 0)
+        for event in ("EnterEvent", "MouseMoveEvent", "RightButtonPressEvent", "RightButtonReleaseEvent"):
+            getattr(interactor, event)()
 
     def key(self, key, event):
         self.view.interactor().SetKeyEventInformation(0, 0, "\0", 0, key)
@@ -126,6 +133,26 @@ def box_in_a_slice(effect, view, settle):
     }
 
 
+def delete_points(effect, view, settle):
+    """A click, and away with it again: by the menu that a right click opens, and by Slicer's own key for it."""
+    left, menus = [], []
+    effect.panel.show_point_menu = lambda: menus.append(effect.controller.points.hovered_index)
+    place = view.pixel_of((42.0, 36.0, 30.0))
+    for delete in ("menu", "key"):
+        view.click(*place)
+        effect.controller.finish(60)
+        if delete == "menu":
+            view.right_click(*place)
+            effect.panel.delete_action.trigger()
+        else:
+            view.move(*place)
+            view.key("Delete", "KeyPressEvent")
+        settle()
+        left.append(len(effect.controller.state.prompts))
+        view.move(0, 0)
+    return {"points_left": left, "point_menus": menus}
+
+
 def preview_in_3d(effect, view, settle):
     """While the key is held, a surface follows the pointer; the pointer does not hit that surface itself."""
     place = SIZE[0] // 2 - 50, SIZE[1] // 2 - 40  # on the volume rendering, away from the points that are there
@@ -139,6 +166,8 @@ def preview_in_3d(effect, view, settle):
         view.pixels()
     shown = view.pixels()
     view.key("a", "KeyReleaseEvent")
+    time.sleep(LET_GO_S)
+    settle()
     return {
         "3d_preview": changed(before, shown),
         "3d_preview_picked": picked,
@@ -223,6 +252,7 @@ def main(folder: Path) -> None:
     )
     slice_view, reformatted_view, threed_view = views
     import host
+    import qt_host
     from FaMSAMSlicerLib.engine import Engine
     from region_model import RegionModel
 
@@ -243,6 +273,7 @@ def main(folder: Path) -> None:
     editor, effect = open_effect(app, views, engine, segmentation, volume)
 
     def settle():
+        qt_host.APPLICATION.processEvents()
         controller = effect.controller
         while controller.poll():
             time.sleep(0.005)
@@ -261,6 +292,10 @@ def main(folder: Path) -> None:
     result["after_undo"] = changed(before, slice_view.pixels())
     editor.redo()
     result["after_redo"] = changed(clicked, slice_view.pixels())
+    editor.undo()
+    result.update(delete_points(effect, slice_view, settle))
+    slice_view.click(*pixel_of((42.0, 36.0, 30.0)))
+    effect.controller.finish(60)
 
     slice_view.click(*pixel_of((45.0, 60.0, 30.0)), control=1)
     effect.controller.finish(60)

@@ -25,6 +25,7 @@ IN_THE_APPLICATION = {
     "qSlicerSegmentEditorScriptedEffect",
     "qMRMLSegmentEditorWidget",
 }
+ENUM_VALUES = {"NotConfirmed", "ConfirmedWithDialog", "ConfirmedWithoutDialog"}  # of qSlicerSegmentEditorAbstractEffect
 WIDGETS = {"scriptedEffect": "qSlicerSegmentEditorScriptedEffect", "editor": "qMRMLSegmentEditorWidget"}
 
 
@@ -75,7 +76,7 @@ def unknown_names(source: str) -> list:
             if not hasattr(getattr(slicer if parts[0] == "slicer" else vtk, parts[1]), parts[2]):
                 unknown.append(name)
         elif len(parts) >= 3 and parts[0] == "self" and parts[1] in WIDGETS:
-            if parts[2] not in declared(WIDGETS[parts[1]]):
+            if parts[2] not in declared(WIDGETS[parts[1]]) | ENUM_VALUES:
                 unknown.append(name)
         elif parts[:2] == ["self", "effect"] and len(parts) == 3:
             if parts[2] not in declared("qSlicerSegmentEditorScriptedEffect") | {"controller"}:

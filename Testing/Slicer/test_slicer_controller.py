@@ -117,19 +117,15 @@ def test_box_and_points_are_numbered_apart(world):
     assert dice(world.mask(), world.balls[0]) > 0.6
 
 
-def test_a_box_as_the_first_prompt_comes_with_a_click_in_its_middle_and_is_one_step(world):
+def test_a_box_alone_finds_what_is_in_its_middle_and_is_one_step(world):
     world.controller.box([world.centre(0, (8, -8, 8)), world.centre(0, (-8, 8, -8))])
-    assert world.controller.points.node.GetNumberOfControlPoints() == 1, "there at once"
     world.settle()
-    point, box = world.controller.state.prompts
-    assert point["ras_mm"] == pytest.approx(world.centre(0)) and point["positive"] and box["type"] == "box"
+    (box,) = world.controller.state.prompts
+    assert box["type"] == "box" and world.controller.points.node is None, "no point that the user has not placed"
+    assert dice(world.mask(), world.balls[0]) > 0.7
     world.effect.undo()
     world.controller.sync()
     assert not world.controller.state.prompts and not world.mask().any()
-    world.click(world.centre(1), positive=False)
-    world.controller.box([world.centre(0, (8, -8, 8)), world.centre(0, (-8, 8, -8))])
-    world.settle()
-    assert len(world.controller.state.prompts) == 3, "an excluding click does not say what is meant"
 
 
 def test_an_empty_result_says_what_to_do(world):

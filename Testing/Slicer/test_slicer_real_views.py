@@ -57,6 +57,10 @@ def test_click_in_the_slice_view(result):
     assert result["after_redo"] < result["slice_click"] / 20, "but for the point, which the pointer has left"
 
 
+def test_points_are_deleted_by_menu_and_by_key(result):
+    assert result["point_menus"] == [0] and result["points_left"] == [0, 0]
+
+
 def test_click_in_the_3d_view(result):
     assert "Nothing is there" in result["3d_miss"]
     assert result["3d_prompts"] == 1 and result["3d_click"] > 50
