@@ -104,7 +104,6 @@ class FaMSAMSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         if not self.hasObserver(node, vtk.vtkCommand.ModifiedEvent, self.on_editor_modified):
             self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self.on_editor_modified)
         self.editor.setMRMLSegmentEditorNode(node)
-        self.editor.setInteractionNode(slicer.app.applicationLogic().GetInteractionNode())
         self.editor.updateWidgetFromMRML()
         self.editor.setupViewObservations()
         self.editor.installKeyboardShortcuts()
@@ -113,7 +112,6 @@ class FaMSAMSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """Another module is shown."""
         self.ui.startButton.checked = False
         self.editor.setActiveEffect(None)
-        self.editor.setInteractionNode(None)
         self.editor.uninstallKeyboardShortcuts()
         self.editor.removeViewObservations()
 
@@ -142,6 +140,8 @@ class FaMSAMSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         self.enter()
         self.editor.setActiveEffectByName(EFFECT)
         self.show_started(True)
+        if self.editor.activeEffect() is None:  # the user did not want the segmentation to be made editable
+            self.ui.startButton.checked = False
 
     def on_editor_modified(self, caller: Any, event: Any) -> None:
         """The button follows the effect where that is chosen or left in another way (in the editor, by Esc)."""

@@ -95,12 +95,12 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         self.panel.on_click("emptyButton", lambda: self.controller and self.controller.reset_segment())
         self.panel.on_click("cancelButton", lambda: self.controller and self.controller.cancel())
         self.panel.on_click("installButton", self.install)
-        self.panel.delete_action.connect("triggered()", self._delete_point)
-        self.panel.ui.modelFile.connect("currentPathChanged(QString)", self._model_chosen)
+        self.panel.on(self.panel.delete_action, "triggered()", self._delete_point)
+        self.panel.on(self.panel.ui.modelFile, "currentPathChanged(QString)", self._model_chosen)
         for selector in (self.panel.ui.deviceSelector, self.panel.ui.precisionSelector):
-            selector.connect("activated(int)", self._model_chosen)
+            self.panel.on(selector, "activated(int)", self._model_chosen)
         for line in (self.panel.ui.serverAddress, self.panel.ui.serverToken):
-            line.connect("editingFinished()", self._model_chosen)
+            self.panel.on(line, "editingFinished()", self._model_chosen)
 
     def createCursor(self, widget: Any) -> qt.QCursor:
         return qt.QCursor(qt.QPixmap(resource("Icons", "Cursor.png")), 15, 15)
@@ -111,7 +111,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
     def updateGUIFromMRML(self) -> None:
         if self.panel is None:
             return
-        self.panel.show_tool(self.scriptedEffect.parameter("Tool"))
+        self.panel.show_tool(self._tool)
         chosen = settings()
         self.panel.show_model(chosen.modelFile, chosen.device, chosen.precision)
         self.panel.show_server(*server())
@@ -162,6 +162,8 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
 
     def cleanup(self) -> None:
         self.deactivate()
+        if self.panel is not None:
+            self.panel.disconnect()
 
     def sourceVolumeNodeChanged(self) -> None:
         if self.controller is not None:
@@ -304,7 +306,8 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
 
     @property
     def _tool(self) -> str:
-        return self.scriptedEffect.parameter("Tool")
+        """A scene that was saved without this effect, and is loaded into this one, takes the default away."""
+        return self.scriptedEffect.parameter("Tool") if self.scriptedEffect.parameterDefined("Tool") else "positive"
 
     def _sign(self, interactor: Any) -> bool:
         return (self._tool != "negative") != bool(interactor.GetControlKey())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Callable, Optional, Sequence, Tuple
+from typing import Any, Callable, List, Optional, Sequence, Tuple
 
 import qt
 import slicer
@@ -25,6 +25,7 @@ class Panel:
     def __init__(self) -> None:
         self.widget = slicer.util.loadUI(resource("UI", "FaMSAMPanel.ui"))
         self.ui = slicer.util.childWidgetVariables(self.widget)
+        self._connections: List[Tuple[Any, str, Callable[..., None]]] = []
         self.ui.modelFile.nameFilters = [_("Weights") + " (*.safetensors *.pth)"]
         self._point_menu = qt.QMenu(self.widget)
         self.delete_action = self._point_menu.addAction(_("Delete point"))
@@ -89,9 +90,20 @@ class Panel:
         for widget in (self.ui.modelFile, self.ui.deviceSelector, self.ui.precisionSelector):
             widget.enabled = not address
 
+    def on(self, sender: Any, signal: str, slot: Callable[..., None]) -> None:
+        """Call when a widget sends a signal."""
+        sender.connect(signal, slot)
+        self._connections.append((sender, signal, slot))
+
     def on_click(self, button: str, slot: Callable[[], None]) -> None:
         """Call when a button is clicked."""
-        getattr(self.ui, button).connect("clicked()", slot)
+        self.on(getattr(self.ui, button), "clicked()", slot)
+
+    def disconnect(self) -> None:
+        """Call nothing any more: what is connected is never freed."""
+        for sender, signal, slot in self._connections:
+            sender.disconnect(signal, slot)
+        self._connections = []
 
 
 def ask_and_install(requirements: Any, install: Callable[..., None], question: str) -> Optional[bool]:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import types
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Dict, List, Optional, Tuple
+from typing import Any, Callable, ClassVar, Dict, List
 
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 
@@ -223,6 +223,9 @@ class ScriptedEffect(host.Effect):
         if self.node.GetAttribute(f"{self.name}.{name}") is None:
             self.node.SetAttribute(f"{self.name}.{name}", str(value))
 
+    def parameterDefined(self, name: str) -> bool:
+        return bool(self.node.GetAttribute(f"{self.name}.{name}"))
+
     def parameter(self, name: str) -> str:
         value = self.node.GetAttribute(f"{self.name}.{name}")
         assert value is not None, f"{name} is no parameter of {self.name}"
@@ -253,7 +256,6 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self.node: Any = None
         self.logic = slicer.vtkSlicerSegmentEditorLogic()
         self._active: Any = None
-        self._interaction: Optional[Tuple[Any, int]] = None
         self.observing_views = self.shortcuts = False
         self._names: List[str] = []
         layout = QtWidgets.QVBoxLayout(self)
@@ -267,6 +269,9 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
     def setMRMLScene(self, scene: Any) -> None:
         super().setMRMLScene(scene)
         self.logic.SetMRMLScene(scene)
+        self._interaction = scene.GetNodeByID("vtkMRMLInteractionNodeSingleton")
+        if self._interaction is not None:
+            self._interaction.AddObserver(vtk.vtkCommand.ModifiedEvent, self._interaction_modified)
 
     def setMaximumNumberOfUndoStates(self, count: int) -> None:
         self.logic.SetMaximumNumberOfUndoStates(count)
@@ -301,6 +306,8 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self._active = effect
         if self.node is not None:
             self.node.SetActiveEffectName("" if effect is None else effect.name)
+            if effect is not None and self._interaction is not None:
+                self._interaction.SetCurrentInteractionMode(self._interaction.ViewTransform)
         if effect is not None:
             self.layout().addWidget(effect.optionsFrame())
             effect.optionsFrame().show()
@@ -309,14 +316,6 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
 
     def activeEffect(self) -> Any:
         return self._active
-
-    def setInteractionNode(self, node: Any) -> None:
-        if self._interaction is not None:
-            self._interaction[0].RemoveObserver(self._interaction[1])
-        self._interaction = None
-        if node is not None:
-            tag = node.AddObserver(vtk.vtkCommand.ModifiedEvent, self._interaction_modified)
-            self._interaction = node, tag
 
     def _interaction_modified(self, node: Any, event: str) -> None:
         if self._active is not None:

@@ -155,12 +155,8 @@ def test_placing_markups_ends_the_clicking(app):
     app.start()
     interaction.SetCurrentInteractionMode(interaction.Place)
     assert app.widget.editor.activeEffect() is None and not app.widget.ui.startButton.checked
-    interaction.SetCurrentInteractionMode(interaction.ViewTransform)
     app.start()
-    app.widget.exit()
-    interaction.SetCurrentInteractionMode(interaction.Place)
-    assert app.widget.editor._interaction is None, "nothing is observed any more"
-    interaction.SetCurrentInteractionMode(interaction.ViewTransform)
+    assert app.widget.ui.startButton.checked
 
 
 def test_a_scene_loaded_into_this_one_leaves_the_module_usable(app, tmp_path):
@@ -179,6 +175,35 @@ def test_a_scene_loaded_into_this_one_leaves_the_module_usable(app, tmp_path):
     assert not app.effect.controller.status.is_error, app.effect.controller.status.message
     assert len(app.effect.controller.state.prompts) == prompts + 1
     assert host.segment_mask(app.node, app.effect.controller.segment_id, app.balls[0].shape).any()
+
+
+def test_a_scene_saved_without_this_effect_takes_nothing_away(app):
+    app.start()
+    app.ui.negativeButton.click()
+    app.widget.ui.startButton.checked = False
+    app.widget.logic.editor_node().RemoveAttribute("FaM-SAM.Tool")  # as loading such a scene does
+    app.start()
+    assert app.ui.positiveButton.checked
+    app.click(qt_host.SliceView("Axial", app.center(0)), app.center(0))
+    assert dice(app.mask(), app.balls[0]) > 0.7
+
+
+def test_the_button_goes_up_where_the_segmentation_may_not_be_edited(app, monkeypatch):
+    """Slicer asks before it converts a segmentation that is a surface; No leaves the effect off."""
+    monkeypatch.setattr(app.widget.editor, "setActiveEffectByName", lambda name: None)
+    app.widget.ui.startButton.checked = True
+    assert not app.widget.ui.startButton.checked and app.widget.ui.startButton.text == "Start clicking"
+
+
+def test_nothing_is_connected_any_more_after_cleanup(app):
+    """As the Segment Editor's widget does with its effects when it is deleted."""
+    app.start()
+    effect, ui = app.effect, app.ui
+    panel = effect.panel
+    effect.cleanup()
+    assert effect.controller is None and not panel._connections
+    ui.negativeButton.click()
+    assert effect.scriptedEffect.parameter("Tool") == "positive", "nobody listens"
 
 
 def test_no_choice_is_offered_twice(app):
