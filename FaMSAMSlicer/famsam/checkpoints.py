@@ -27,7 +27,7 @@ from .model.famsam import Famsam
 from .model.famsam_encoder import TokenPausing
 from .model.registry import MODEL_NAMES, build_model, config_from_dict, config_to_dict
 from .model.sam_layout import DECODER, ENCODER, as_full_layout, infer_config
-from .runtime import choose_device, compute_in
+from .runtime import choose_device, compute_in, use_fastest_threads
 from .safe_pickle import load_torch_file
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "famsam-s.safetensors"
@@ -57,7 +57,7 @@ def load_model(
         source: "default" for the weights that ship with the package, else a weights file: ``.safetensors``, or a
             PyTorch checkpoint of SAM-Med3D or FastSAM3D (the state dict itself, or a training checkpoint with it under
             "model_state_dict"; the whole network, or FastSAM3D's encoder alone).
-        device: see ``runtime.choose_device``.
+        device: see ``runtime.choose_device``; for the CPU, see also ``runtime.use_fastest_threads``.
         precision: see ``runtime.choose_precision``. The parameters are always fp32; ``model.precision`` holds the
             choice for ``runtime.autocast``; for "int8" there are quantised copies of them besides.
         teacher: a checkpoint with the prompt encoder and the mask decoder for a ``source`` that is an encoder alone.
@@ -75,6 +75,8 @@ def load_model(
         if not isinstance(model, Famsam):
             raise ConfigError(f"Tokens can pause in famsam models only, not in {model.name}; leave paused_share at 0.")
         model.pausing = TokenPausing(paused_share)
+    if chosen_device.type == "cpu":
+        use_fastest_threads()
     compute_in(precision, model)
     return model
 

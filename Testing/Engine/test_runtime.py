@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 
 import pytest
@@ -156,3 +157,69 @@ def test_the_description_is_json_and_true():
     assert found["precision"] == choose_precision("auto", device, ("int8", "bf16"))
     assert found["devices"][0]["device"] == "cpu"
     assert set(found["devices"][0]["matmul_gflops"]) == {"fp32", "bf16"}
+
+
+@pytest.mark.parametrize(
+    "milliseconds, chosen, measured",
+    [
+        ({8: 3, 4: 5}, 8, [8, 4]),
+        ({8: 5, 4: 5.1, 2: 8}, 8, [8, 4, 2]),
+        ({8: 90, 4: 40, 2: 4, 1: 7}, 2, [8, 4, 2, 1]),
+        ({8: 9, 4: 5, 2: 6}, 4, [8, 4, 2]),
+    ],
+    ids=["more is faster", "fewer are not clearly faster", "a container's two cores", "slow cores hold up fast ones"],
+)
+def test_fewer_threads_where_they_are_clearly_faster(monkeypatch, milliseconds, chosen, measured):
+    before, seen = torch.get_num_threads(), []
+
+    def seconds_of(work):
+        seen.append(torch.get_num_threads())
+        return milliseconds[seen[-1]] / 1000
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(runtime, "_STANDARD_THREADS", 8)
+    monkeypatch.setattr(runtime, "_seconds_of", seconds_of)
+    runtime._fastest_threads.cache_clear()
+    try:
+        torch.set_num_threads(8)
+        runtime.use_fastest_threads()
+        assert torch.get_num_threads() == chosen and seen == measured
+        runtime.use_fastest_threads()
+        assert torch.get_num_threads() == chosen and seen == measured, "measured once"
+    finally:
+        runtime._fastest_threads.cache_clear()
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("how", ["torch", "environment"])
+def test_threads_that_somebody_chose_stay(monkeypatch, how):
+    before = torch.get_num_threads()
+    monkeypatch.setattr(runtime, "_seconds_of", lambda work: pytest.fail("nothing is to be measured"))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    runtime._fastest_threads.cache_clear()
+    try:
+        if how == "torch":
+            torch.set_num_threads(runtime._STANDARD_THREADS + 3)
+        else:
+            monkeypatch.setenv("OMP_NUM_THREADS", str(before))
+        chosen = torch.get_num_threads()
+        runtime.use_fastest_threads()
+        assert torch.get_num_threads() == chosen
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_more_threads_than_cores_are_measured_to_be_slow(monkeypatch):
+    """The real measurement; a busy machine may well find one thread the fastest, but never the many."""
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    many = 16 * (os.cpu_count() or 1)
+    monkeypatch.setattr(runtime, "_STANDARD_THREADS", many)
+    runtime._fastest_threads.cache_clear()
+    try:
+        torch.set_num_threads(many)
+        runtime.use_fastest_threads()
+        assert torch.get_num_threads() < many
+    finally:
+        runtime._fastest_threads.cache_clear()
+        torch.set_num_threads(before)
