@@ -64,8 +64,10 @@ class Panel:
         return next(tool for tool in ("box", "negative", "positive") if getattr(self.ui, f"{tool}Button").checked)
 
     def show_model(self, file: str, device: str, precision: str) -> None:
-        """The chosen model."""
+        """The chosen model; nothing is told, so that what is not shown yet is not taken for the user's choice."""
+        was_blocked = self.ui.modelFile.blockSignals(True)
         self.ui.modelFile.currentPath = file
+        self.ui.modelFile.blockSignals(was_blocked)
         for selector, value in ((self.ui.deviceSelector, device), (self.ui.precisionSelector, precision)):
             if selector.findText(value) < 0:
                 selector.addItem(value)

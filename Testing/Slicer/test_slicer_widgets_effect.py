@@ -210,6 +210,21 @@ def test_the_chosen_model_device_and_precision_are_what_is_loaded(app):
     assert (loaded[0].source, loaded[0].device) == ("default", "auto")
 
 
+def test_a_choice_that_a_scene_brings_is_shown_and_nothing_else_is_changed(app):
+    from FaMSAMSlicerLib.settings import server, set_server, settings
+
+    set_server("http://scans.example.org:8765", "correct-horse-battery")
+    chosen = settings()
+    chosen.modelFile, chosen.device, chosen.precision = "/models/fastsam3d.pth", "cpu", "fp32"
+    try:
+        app.widget.logic.prepare()
+        app.widget.editor._effect("FaM-SAM").self().updateGUIFromMRML()  # for the first time in this session
+        assert server() == ("http://scans.example.org:8765", "correct-horse-battery")
+        assert (chosen.modelFile, chosen.device, chosen.precision) == ("/models/fastsam3d.pth", "cpu", "fp32")
+    finally:
+        set_server("", "")
+
+
 def test_a_device_that_is_not_there_is_one_message(app):
     app.engine._load = engine_module._load_model
     app.start()
