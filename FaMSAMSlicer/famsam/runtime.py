@@ -222,7 +222,7 @@ def _fastest_threads() -> int:
     seconds: Dict[int, float] = {}
     count = _STANDARD_THREADS
     try:
-        while count >= 1 and seconds.get(2 * count, 0.0) <= FEWER_THREADS_SPEEDUP * min(seconds.values(), default=1.0):
+        while count:
             torch.set_num_threads(count)
             seconds[count] = _seconds_of(lambda: convolution(x))
             count //= 2
