@@ -224,7 +224,11 @@ class FaMSAMSlicerTest(ScriptedLoadableModuleTest):
         import time
 
         import numpy as np
+        from FaMSAMSlicerLib.requirements import missing
 
+        if missing():
+            names = ", ".join(requirement.module for requirement in missing())
+            self.skipTest(f"{names} missing here: press Install in the module's panel first")
         self.delayDisplay("A ball in noise")
         z, y, x = np.indices((64, 72, 80))
         ball = (z - 30) ** 2 + (y - 36) ** 2 + (x - 42) ** 2 < 12**2

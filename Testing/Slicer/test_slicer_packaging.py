@@ -47,7 +47,10 @@ def test_index_entry():
     assert path.stem == project, "the index wants the file named after the CMake project"
     entry = json.loads(path.read_text())
     required = {"$schema", "category", "scm_url", "build_dependencies", "tier"}
-    assert required <= set(entry) and entry["category"] == "Segmentation"
+    optional = {"scm_revision", "scm_type", "build_subdirectory", "enabled"}  # the schema allows no others
+    assert required <= set(entry) <= required | optional and entry["category"] == "Segmentation"
+    assert entry["$schema"].endswith("/Schemas/slicer-extension-catalog-entry-schema-v1.0.1.json#")
+    assert entry["build_dependencies"] == metadata()["EXTENSION_DEPENDS"].split() and entry["tier"] in (1, 3, 5)
     assert entry["scm_url"].removesuffix(".git") == metadata()["EXTENSION_HOMEPAGE"]
     assert entry["scm_url"].rsplit("/", 1)[1].startswith("Slicer")
 

@@ -496,3 +496,7 @@ def test_the_self_test_passes_with_the_bundled_model(app, monkeypatch, tmp_path)
             pass
 
     SelfTest("test_click_undo_save_load").debug()
+    absent = Requirement("no_such_module", "x", 1)
+    monkeypatch.setattr("FaMSAMSlicerLib.requirements.REQUIREMENTS", (absent,))
+    with pytest.raises(unittest.SkipTest, match="no_such_module missing here"):
+        SelfTest("test_click_undo_save_load").debug()
