@@ -101,6 +101,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/server/nrrd.py
   famsam/server/packing.py
   famsam/server/problems.py
+  famsam/server/scratch.py
   famsam/server/security.py
   famsam/server/session_routes.py
   famsam/server/volume_routes.py

@@ -22,6 +22,7 @@ from ..session import Session
 from .fairness import FairTurns, ModelBusyError, ModelThread, SharedModel
 from .intake import Intake, take_in
 from .limits import MIB, Limits
+from .scratch import Scratch
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,8 @@ class Hub:
         self._model_thread = ModelThread()
         self._scans: Dict[str, OpenScan] = {}
         self._sessions: Dict[str, OpenSession] = {}
-        self._root = Path(tempfile.mkdtemp(prefix="famsam-server-"))  # readable by this user alone
+        self._scratch = Scratch()
+        self._root = self._scratch.path
         self._threads = anyio.CapacityLimiter(WORKERS)
         self._uploads = asyncio.Semaphore(limits.uploads_at_once)
         self._arriving = 0
@@ -130,7 +132,7 @@ class Hub:
         self._sessions.clear()
         self._scans.clear()
         self._model_thread.close()
-        shutil.rmtree(self._root, ignore_errors=True)
+        self._scratch.close()
 
     async def expire(self) -> None:
         """Close what has been idle for too long, again and again."""

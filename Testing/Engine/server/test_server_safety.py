@@ -424,8 +424,9 @@ def test_nothing_of_a_scan_stays_on_disk_or_in_the_log(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with caplog.at_level("DEBUG"), live(create_app(model)) as client:
         scan = upload(client, dicom_zip(ball_zyx())).json()["id"]
-        (root,) = tmp_path.glob("famsam-server-*")
-        assert root.stat().st_mode & 0o077 == 0
+        (private,) = tmp_path.glob("famsam-server-*")
+        assert private.stat().st_mode & 0o077 == 0
+        root = private / "scans"
         assert any(root.rglob("*.dcm"))
         session = client.post(f"/v1/volumes/{scan}/sessions").json()["id"]
         client.post(f"/v1/sessions/{session}/points", json={"point_ras_mm": [500, 0, 0]})
