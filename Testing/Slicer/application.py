@@ -7,6 +7,7 @@ import time
 
 import host
 import numpy as np
+import python_qt
 import qt_host
 import slicer
 import vtk
@@ -20,7 +21,7 @@ class Application:
 
     def __init__(self, monkeypatch):
         qt_host.install()
-        qt_host.slot_errors.clear()
+        python_qt.slot_errors.clear()
         host.scene()
 
         import FaMSAMSlicer
@@ -31,7 +32,7 @@ class Application:
         qt_host.ScriptedEffect.factory.clear()
         self.module = FaMSAMSlicer.FaMSAMSlicer(type("Parent", (), {})())
         slicer.app.startupCompleted.emit()
-        assert not qt_host.slot_errors, qt_host.slot_errors
+        assert not python_qt.slot_errors, python_qt.slot_errors
         voxels, self.balls = two_balls()
         self.volume = host.volume(voxels, np.eye(4))
         self.parent = qt_host.qMRMLWidget()
@@ -69,7 +70,7 @@ class Application:
             if self.effect._timer is None or not self.effect._timer.isActive() or self.effect.controller._offline:
                 break
             time.sleep(0.005)
-        assert not qt_host.slot_errors
+        assert not python_qt.slot_errors
 
     def send(self, event, view, pixel=(0, 0), control=0, shift=0, key=""):
         view.interactor.SetEventInformation(pixel[0], pixel[1], control, shift, "\0", 0, key)

@@ -46,7 +46,7 @@ if HAVE_SLICER:
     @pytest.fixture
     def app(monkeypatch):
         pytest.importorskip("PySide6", reason="the panels run on PySide6 (pip install PySide6-Essentials)")
-        import qt_host
+        import python_qt
         from application import Application
 
         # Cycles that hold Qt objects must not be collected on the worker's thread, where destroying them crashes.
@@ -58,4 +58,4 @@ if HAVE_SLICER:
         application.engine.close()
         gc.enable()
         gc.collect()
-        assert not qt_host.slot_errors
+        assert not python_qt.slot_errors

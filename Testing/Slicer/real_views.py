@@ -222,6 +222,7 @@ def open_views(*definitions):
 
 def open_effect(app, views, engine, segmentation, volume):
     """The Segment Editor on a segmentation's first segment, with the effect active and listening to the views."""
+    import python_qt
     import qt_host
     from FaMSAMSlicerLib.SegmentEditorFaMSAMEffect import SegmentEditorFaMSAMEffect
 
@@ -229,7 +230,7 @@ def open_effect(app, views, engine, segmentation, volume):
 
     sys.modules[SegmentEditorFaMSAMEffect.__module__].shared_engine = lambda: engine
     FaMSAMSlicer.register()
-    assert not qt_host.slot_errors
+    assert not python_qt.slot_errors
     editor = qt_host.qMRMLSegmentEditorWidget()
     editor.setMRMLScene(app.scene)
     editor.setEffectNameOrder(["FaM-SAM"])
