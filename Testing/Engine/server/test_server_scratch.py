@@ -12,7 +12,7 @@ import pytest
 from famsam.server.scratch import Scratch
 
 ROOT = Path(__file__).resolve().parents[3]
-HOLD = "import sys; from famsam.server.scratch import Scratch as S; s = S(); print(s.path, flush=True); sys.stdin.read()"
+HOLD = "import sys, famsam.server.scratch as m; s = m.Scratch(); print(s.path, flush=True); sys.stdin.read()"
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="locks of files are POSIX's here")
 
