@@ -14,6 +14,7 @@ import slicer
 
 from .scans import Scan
 from .segments import labelmap, labelmap_view
+from .translation import tr as _
 
 _SURFACE, _SMOOTHING = "Closed surface", "Smoothing factor"
 
@@ -39,10 +40,13 @@ class Look:
     """0 for outlines only; else areas only."""
 
 
-PREVIEW = Look("FaM-SAM preview", (Part("preview", "Preview", (1.0, 0.85, 0.2)),), opacity=0.0)
+PREVIEW = Look("FaM-SAM preview", (Part("preview", _("Preview"), (1.0, 0.85, 0.2)),), opacity=0.0)
 DOUBT = Look(
     "FaM-SAM doubt",
-    (Part("outside", "May belong to it", (1.0, 0.85, 0.2)), Part("inside", "May not belong to it", (1.0, 0.35, 0.1))),
+    (
+        Part("outside", _("May belong to it"), (1.0, 0.85, 0.2)),
+        Part("inside", _("May not belong to it"), (1.0, 0.35, 0.1)),
+    ),
     opacity=0.6,
 )
 
