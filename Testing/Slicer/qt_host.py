@@ -188,12 +188,12 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
     def setMRMLSegmentEditorNode(self, node: Any) -> None:
         if node is self.node:
             return
-        self.setActiveEffect(None)
         self.node = node
         self.logic.SetSegmentEditorNode(node)
         if node is not None:
             for name in self._names:
                 self._effect(name)
+            self._follow_node()
 
     def mrmlSegmentEditorNode(self) -> Any:
         return self.node
@@ -206,14 +206,22 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self.setActiveEffect(self._effect(name))
 
     def setActiveEffect(self, effect: Any) -> None:
+        if self.node is not None:
+            self.node.SetActiveEffectName("" if effect is None else effect.name)
+            self._follow_node()
+
+    def _follow_node(self) -> None:
+        """Leave and enter effects as the node says; not while the scene is closed or loaded."""
+        name = self.node.GetActiveEffectName()
+        effect = self._effect(name) if name else None
+        if effect is self._active or self._scene.IsClosing() or self._scene.IsBatchProcessing():
+            return
         if self._active is not None:
             self._active.self().deactivate()
             self._active.optionsFrame().hide()
         self._active = effect
-        if self.node is not None:
-            self.node.SetActiveEffectName("" if effect is None else effect.name)
-            if effect is not None and self._interaction is not None:
-                self._interaction.SetCurrentInteractionMode(self._interaction.ViewTransform)
+        if effect is not None and self._interaction is not None:
+            self._interaction.SetCurrentInteractionMode(self._interaction.ViewTransform)
         if effect is not None:
             self.layout().addWidget(effect.optionsFrame())
             effect.optionsFrame().show()
