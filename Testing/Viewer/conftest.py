@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Sequence
 
 import pytest
 
@@ -42,14 +42,19 @@ class RunningServer:
     """``famsam serve`` in a process of its own, on a port that stays the same when it is started again."""
 
     def __init__(
-        self, weights: str, token: Optional[str] = None, port: int = 0, precision: str = "fp32"
+        self,
+        weights: str,
+        token: Optional[str] = None,
+        port: int = 0,
+        precision: str = "fp32",
+        more: Sequence[str] = (),
     ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = port or probe.getsockname()[1]
         self.address = f"http://127.0.0.1:{self.port}/"
         # Tests want one precision: "auto" measures at every start, and masks differ a little between the precisions.
-        self._arguments = ["--port", str(self.port), "--model", weights, "--precision", precision]
+        self._arguments = ["--port", str(self.port), "--model", weights, "--precision", precision, *more]
         self._environment = {**os.environ, "PYTHONPATH": str(PACKAGE_ROOT)}
         if token is not None:
             self._environment["FAMSAM_TOKEN"] = token
@@ -131,6 +136,13 @@ class Tab:
 
     def drawn(self, label: int = 1) -> int:
         return int(self.get(f"famsam.overlay.count({label})"))
+
+    def answer(self, yes: bool) -> str:
+        """Answer what the page asks before it loses something; returns the question."""
+        self.until("document.getElementById('confirm-dialog').open")
+        asked = str(self.page.inner_text("#confirm-text"))
+        self.page.click("#confirm-yes" if yes else "#confirm-dialog [value=no]")
+        return asked
 
     def picture(self, name: str) -> None:
         folder = os.environ.get("FAMSAM_SCREENSHOT_DIR")

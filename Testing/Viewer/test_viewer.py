@@ -221,6 +221,7 @@ def test_a_restarted_server_in_mid_work(tab: Tab, server: RunningServer) -> None
 def test_a_bad_file_is_refused_and_work_goes_on(tab: Tab) -> None:
     before = as_is(tab)
     drop(tab, "notes.txt", b"no scan at all" * 50)
+    tab.answer(yes=True)
     tab.until("!document.getElementById('alert').hidden")
     assert "NIfTI" in tab.page.inner_text("#alert")
     tab.picture("bad-file")
@@ -230,8 +231,13 @@ def test_a_bad_file_is_refused_and_work_goes_on(tab: Tab) -> None:
     assert len(as_is(tab)["prompts"][0]) == len(before["prompts"][0]) + 1
 
 
-def test_a_dropped_scan_takes_the_old_ones_place(tab: Tab) -> None:
+def test_a_dropped_scan_takes_the_old_ones_place_if_that_is_meant(tab: Tab) -> None:
+    before = as_is(tab)
     drop(tab, "ball.nii", small_scan())
+    assert "not saved" in tab.answer(yes=False)
+    assert as_is(tab) == before and tab.page.inner_text("#scan-name").startswith("Sample")
+    drop(tab, "ball.nii", small_scan())
+    tab.answer(yes=True)
     tab.until("document.getElementById('scan-name').textContent.startsWith('ball.nii')")
     tab.settled()
     assert [segment["voxels"] for segment in tab.get("famsam.work.segments")] == [0]
@@ -252,6 +258,25 @@ def test_a_box_prompt(tab: Tab) -> None:
     assert all(low < high for low, high in zip(prompt["lower_ras_mm"], prompt["upper_ras_mm"]))
     assert tab.page.locator("#marks .frame").count() >= 1
     tab.page.keyboard.press("i")
+
+
+def test_a_box_with_the_keys_alone(tab: Tab) -> None:
+    def press(*keys: str) -> None:
+        for key in keys:
+            tab.page.keyboard.press(key)
+        tab.settled()
+
+    press("n", "b", "Enter")
+    assert "opposite corner" in tab.page.inner_text("#status")
+    press("Shift+ArrowRight", "Shift+ArrowDown", "ArrowDown", "Shift+PageUp", "Enter")
+    (prompt,) = tab.get("famsam.work.segment.state.prompts")
+    sides_mm = np.subtract(prompt["upper_ras_mm"], prompt["lower_ras_mm"])
+    np.testing.assert_allclose(sides_mm, [20, 22, 20], atol=0.01)
+    press("z", "Enter", "Shift+ArrowLeft", "Shift+ArrowUp", "Enter")  # both corners on one axial slice
+    (prompt,) = tab.get("famsam.work.segment.state.prompts")
+    np.testing.assert_allclose(np.subtract(prompt["upper_ras_mm"], prompt["lower_ras_mm"]), 20, atol=0.1)  # clipped
+    press("z", "Enter", "b", "i", "Enter")  # a corner that is given up
+    assert [one["type"] for one in tab.get("famsam.work.segment.state.prompts")] == ["point"]
 
 
 def test_help_and_layouts(tab: Tab) -> None:

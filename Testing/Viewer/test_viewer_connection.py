@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any, Dict, List
 
@@ -27,7 +28,7 @@ def open_ball(tab: Tab, folder: Path) -> None:
 
 
 def prompts(tab: Tab) -> List[Dict[str, Any]]:
-    return list(tab.get("famsam.work.segment.state.prompts"))
+    return list(tab.get("(famsam.work.segment.state?.prompts ?? [])"))
 
 
 def click_without_waiting(tab: Tab, across: float, down: float) -> None:
@@ -88,6 +89,108 @@ def test_a_click_whose_answer_was_lost_counts_once(tab: Tab) -> None:
     session = tab.get("famsam.work.segment.sessionId")
     state = tab.page.request.get(f"{tab.page.url}v1/sessions/{session}/state").json()["state"]
     assert state["prompts"] == prompts(tab)
+
+
+def test_a_click_whose_answer_broke_off_counts_once(tab: Tab) -> None:
+    before = len(prompts(tab))
+    tab.page.route("**/points", lambda route: route.fulfill(response=route.fetch(), body='{"box_zyx": ['), times=1)
+    tab.click(AXIAL, 0.6, 0.6)
+    assert len(prompts(tab)) == before + 1 and tab.drawn() == tab.voxels()
+    assert not tab.page.is_visible("#alert")
+    session = tab.get("famsam.work.segment.sessionId")
+    state = tab.page.request.get(f"{tab.page.url}v1/sessions/{session}/state").json()["state"]
+    assert state["prompts"] == prompts(tab)
+
+
+def test_a_segment_that_is_deleted_while_its_click_waits(tab: Tab) -> None:
+    first = prompts(tab)
+    held: List[Any] = []
+    asked: List[str] = []
+    tab.page.keyboard.press("n")
+    tab.page.route("**/points", lambda route: held.append(route), times=1)
+    click_without_waiting(tab, 0.4, 0.4)
+    click_without_waiting(tab, 0.5, 0.4)
+    tab.until("famsam.waiting === 2")
+    end_s = time.monotonic() + 60
+    while not held and time.monotonic() < end_s:
+        tab.page.wait_for_timeout(50)
+    tab.page.click("#segments li.active button[aria-label^=Delete]")
+    tab.until("famsam.work.segments.length === 1")
+    tab.page.on("request", lambda request: asked.append(request.url))
+    held[0].continue_()
+    tab.settled()
+    assert prompts(tab) == first and tab.drawn(2) == 0 and tab.drawn() == tab.voxels()
+    assert not tab.page.is_visible("#alert") and len(asked) < 6
+    tab.click(AXIAL, 0.45, 0.45)
+    assert len(prompts(tab)) == len(first) + 1
+
+
+def test_a_preview_brings_back_a_session_that_expired(tab: Tab) -> None:
+    before = prompts(tab)
+    expired = tab.get("famsam.work.segment.sessionId")
+    assert tab.page.request.delete(f"{tab.page.url}v1/sessions/{expired}").status == 204
+    tab.page.keyboard.down("p")
+    tab.page.mouse.move(*tab.place(AXIAL, 0.3, 0.6))
+    tab.until(f"famsam.work.segment.sessionId !== {expired!r} && !famsam.work.restoring && !famsam.looks.busy")
+    seen = tab.get("famsam.looks.previews")
+    tab.page.mouse.move(*tab.place(AXIAL, 0.32, 0.62))
+    tab.until(f"famsam.looks.previews > {seen}")
+    tab.page.keyboard.up("p")
+    tab.until("!famsam.looks.busy")
+    assert prompts(tab) == before and tab.drawn() == tab.voxels()
+
+
+def test_after_a_reload_and_a_restart_only_the_same_scan_brings_the_segments_back(
+    tab: Tab, server: RunningServer, tmp_path: Path
+) -> None:
+    before, voxels = prompts(tab), tab.voxels()
+    tab.page.wait_for_timeout(100)  # until the page has stored its work
+    server.stop()
+    server.start()
+    tab.page.reload()
+    tab.until("document.body.dataset.ready === 'yes'")
+    assert "Open the same file again" in tab.page.inner_text("#alert")
+    same, other = tmp_path / "ball.nii", tmp_path / "other.nii"
+    same.write_bytes(nifti_bytes(ball_zyx()))
+    other.write_bytes(nifti_bytes(ball_zyx()[:, :, 2:]))
+    tab.page.set_input_files("#file", str(other))
+    assert "not the scan" in tab.answer(yes=False)
+    tab.until("!document.getElementById('alert').hidden")
+    assert prompts(tab) == before
+    tab.page.set_input_files("#file", str(same))
+    tab.until("document.getElementById('scan-name').textContent.startsWith('ball.nii:')")
+    tab.settled()
+    assert prompts(tab) == before and tab.voxels() == voxels == tab.drawn()
+    server.stop()
+    server.start()
+    tab.page.reload()
+    tab.until("document.body.dataset.ready === 'yes'")
+    tab.page.set_input_files("#file", str(other))
+    tab.answer(yes=True)
+    tab.until("document.getElementById('scan-name').textContent.startsWith('other.nii:')")
+    tab.settled()
+    assert tab.get("famsam.work.segments.map(one => one.voxels)") == [0] and not tab.page.is_visible("#alert")
+    tab.page.set_input_files("#file", str(same))  # nothing is lost by it, so nothing is asked
+    tab.until("document.getElementById('scan-name').textContent.startsWith('ball.nii:')")
+    tab.settled()
+    assert tab.get("famsam.work.segments.map(one => one.voxels)") == [0] and tab.problems == []
+
+
+def test_a_file_above_the_servers_limit_is_told_before_it_is_sent(browser: Any, weights: str, tmp_path: Path) -> None:
+    small = RunningServer(weights, more=["--max-upload-mib", "1"])
+    small.start()
+    try:
+        tab = Tab(browser.new_page(), small.address)
+        tab.goto(small.address)
+        path = tmp_path / "large.nii"
+        path.write_bytes(b"\0" * (3 << 20))
+        tab.page.set_input_files("#file", str(path))
+        tab.until("!document.getElementById('alert').hidden")
+        told = tab.page.inner_text("#alert")
+        assert "3 MiB" in told and "at most 1 MiB" in told
+        tab.page.close()
+    finally:
+        small.stop()
 
 
 def test_clicks_in_quick_succession_all_count(tab: Tab) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any, List
 
@@ -91,6 +92,22 @@ def test_a_zipped_dicom_series_opens_with_the_windows_of_a_ct(tab: Tab, tmp_path
         assert np.abs(seen[one] - seen[other]).max() > 30
 
 
+def test_what_is_odd_about_a_series_is_told(tab: Tab, tmp_path: Path) -> None:
+    whole, path = zipfile.ZipFile(io.BytesIO(dicom_zip(ball_zyx()))), tmp_path / "gap.zip"
+    with whole, zipfile.ZipFile(path, "w") as archive:
+        for name in whole.namelist():
+            if not name.endswith("IM7"):
+                archive.writestr(name, whole.read(name))
+    choose_file(tab, path)
+    assert "slices may be missing" in tab.page.inner_text("#alert")
+    assert str(tmp_path) not in tab.page.inner_text("#alert")
+    path.write_bytes(dicom_zip(ball_zyx()))
+    tab.page.set_input_files("#file", str(path))
+    tab.until("document.getElementById('scan-name').textContent.includes(' 20 voxels')")
+    tab.settled()
+    assert not tab.page.is_visible("#alert")
+
+
 def test_names_and_colours_are_changed_and_shown(tab: Tab) -> None:
     tab.click(AXIAL, 0.5, 0.5)
     tab.page.fill("#segments li.active input[type=text]", "Kidney")
@@ -117,6 +134,10 @@ def test_a_segment_is_deleted_and_its_colour_is_free_again(tab: Tab) -> None:
     assert tab.drawn(2) > 0
     second = tab.get("famsam.work.segments[1].colour")
     tab.page.click("#segments li.active button[aria-label^=Delete]")
+    assert tab.get("famsam.work.segments[1].name") in tab.answer(yes=False)
+    assert tab.drawn(2) > 0
+    tab.page.click("#segments li.active button[aria-label^=Delete]")
+    tab.answer(yes=True)
     tab.settled()
     assert tab.drawn(2) == 0 and tab.drawn(1) == tab.voxels(0)
     tab.page.keyboard.press("n")
@@ -186,6 +207,9 @@ def test_keys_alone_open_segment_and_save(browser: Any, server: Any, tmp_path: P
     tab.settled()
     assert len(tab.get("famsam.work.segment.state.prompts")) == 2
     keys.press("n")
+    enter = "new KeyboardEvent('keydown', { key: 'Enter', bubbles: true })"  # chooses a colour, and is no click
+    tab.page.eval_on_selector("#segments li.active input[type=color]", f"field => field.dispatchEvent({enter})")
+    assert tab.get("famsam.waiting") == 0 and tab.get("famsam.work.segment.state") is None
     focus("#segments li.active input[type=text]")
     keys.press("Control+a")
     keys.type("Ball")

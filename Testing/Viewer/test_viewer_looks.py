@@ -77,6 +77,7 @@ def test_the_first_look_and_the_first_click_open_one_session_together(tab: Tab) 
     tab.settled()
     assert len(opened) == 1 and len(prompts(tab)) == 1
     tab.page.click("#segments li.active button[aria-label^=Delete]")
+    tab.answer(yes=True)
     tab.page.keyboard.press("1")
 
 

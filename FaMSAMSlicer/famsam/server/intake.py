@@ -20,8 +20,9 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -42,12 +43,16 @@ class Intake:
         volume: the scan.
         modality: "CT", "MR" and so on where DICOM says so, else "".
         dicom_folder: the series' files, for a DICOM SEG that refers to them; None for other formats.
+        notes: sentences that the user should read, such as that slices seem to be missing.
     """
 
-    def __init__(self, volume: Volume, modality: str, dicom_folder: Optional[Path]) -> None:
+    def __init__(
+        self, volume: Volume, modality: str, dicom_folder: Optional[Path], notes: Sequence[str] = ()
+    ) -> None:
         self.volume = volume
         self.modality = modality
         self.dicom_folder = dicom_folder
+        self.notes = list(notes)
 
 
 def take_in(path: Path, folder: Path, limits: Limits) -> Intake:
@@ -94,7 +99,8 @@ def take_in(path: Path, folder: Path, limits: Limits) -> Intake:
     for left in [stored, request] if answer["dicom_folder"] else list(folder.iterdir()):
         left.unlink()  # what a DICOM SEG refers to stays
     volume = Volume(voxels_zyx, answer["ras_from_ijk"], source_header=_header_from_text(answer["nifti_header"]))
-    return Intake(volume, answer["modality"], Path(answer["dicom_folder"]) if answer["dicom_folder"] else None)
+    dicom_folder = Path(answer["dicom_folder"]) if answer["dicom_folder"] else None
+    return Intake(volume, answer["modality"], dicom_folder, answer["notes"])
 
 
 def read_request(request: Dict[str, Any]) -> Dict[str, Any]:
@@ -123,7 +129,8 @@ def read_request(request: Dict[str, Any]) -> Dict[str, Any]:
         if not dicom:
             _check_header(readable, kind, max_bytes)
     try:
-        volume = read_volume(readable)
+        with _noted() as noted:
+            volume = read_volume(readable)
     except FamsamError as error:
         raise VolumeError(_without_path(str(error), readable)) from None
     if volume.voxels_zyx.nbytes > max_bytes:
@@ -134,6 +141,7 @@ def read_request(request: Dict[str, Any]) -> Dict[str, Any]:
         "ras_from_ijk": volume.grid.ras_from_ijk.tolist(),
         "nifti_header": base64.b64encode(header.binaryblock).decode("ascii") if header is not None else None,
         "modality": modality,
+        "notes": [_without_path(text, readable) for text in noted],
         "dicom_folder": str(readable if readable.is_dir() else readable.parent) if dicom else None,
     }
 
@@ -151,10 +159,24 @@ def _with_suffix(source: Path, folder: Path, kind: str) -> Path:
 
 
 def _without_path(text: str, path: Path) -> str:
-    """A reader's sentence without the name of what it read."""
+    """A reader's sentence without the name of what it read, and with the ends of long ids alone."""
     for spelt in (repr(str(path)), str(path)):
-        text = text.replace(f"folder {spelt}", "folder").replace(spelt, "the file")
-    return text
+        text = text.replace(f"folder {spelt}", "folder").replace(spelt, "the scan" if path.is_dir() else "the file")
+    return re.sub(r"\b[\d.]{12,}(\d{4})\b", r"...\1", text)
+
+
+@contextmanager
+def _noted() -> Iterator[List[str]]:
+    """What famsam warns of meanwhile."""
+    noted: List[str] = []
+    collector = logging.Handler(logging.WARNING)
+    collector.emit = lambda record: noted.append(record.getMessage())  # type: ignore[method-assign]
+    famsam_logger = logging.getLogger("famsam")
+    famsam_logger.addHandler(collector)
+    try:
+        yield noted
+    finally:
+        famsam_logger.removeHandler(collector)
 
 
 def _kind(path: Path) -> str:
@@ -317,7 +339,6 @@ def _limit_memory(max_bytes: int) -> None:
 
 def main() -> int:
     """Answer one request."""
-    logging.disable(logging.CRITICAL)  # the readers' warnings may name what is in the scan
     request = json.loads(Path(sys.argv[1]).read_text())
     _limit_memory(4 * int(request["limits"]["volume_bytes"]) + 2048 * MIB)
     try:

@@ -123,4 +123,5 @@ def _volume_info(scan: OpenScan) -> VolumeInfo:
         value_range=list(scan.volume.value_range),
         modality=scan.intake.modality,
         is_dicom=scan.intake.dicom_folder is not None,
+        notes=scan.intake.notes,
     )

@@ -56,6 +56,7 @@ class VolumeInfo(BaseModel):
     value_range: Annotated[List[float], Field(min_length=2, max_length=2)]
     modality: Annotated[str, Field(description="as DICOM names it, or empty")]
     is_dicom: Annotated[bool, Field(description="whether a DICOM SEG can be exported")]
+    notes: Annotated[List[str], Field(description="what the user should know of it, such as that slices are missing")]
 
 
 class SessionInfo(BaseModel):

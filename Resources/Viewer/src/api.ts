@@ -11,6 +11,7 @@ export interface VolumeInfo {
   value_range: [number, number];
   modality: string;
   is_dicom: boolean;
+  notes: string[];
 }
 
 export interface PointPrompt {
@@ -27,7 +28,7 @@ export interface BoxPrompt {
 
 export interface SessionState {
   version: number;
-  image: unknown;
+  image: { size_zyx: Vec3; ras_from_ijk: Matrix };
   mask: unknown;
   prompts: (PointPrompt | BoxPrompt)[];
 }
@@ -72,10 +73,10 @@ export class Disconnected extends Error {}
 export class Api {
   constructor(public token: string | null) {}
 
-  json<T>(method: string, path: string, body?: unknown, signal?: AbortSignal): Promise<T> {
+  json<T>(method: string, path: string, body?: unknown): Promise<T> {
     const headers: Record<string, string> = body === undefined ? {} : { "content-type": "application/json" };
-    const init = { method, headers, body: body === undefined ? undefined : JSON.stringify(body), signal };
-    return this.fetch(path, init).then((answer) => (answer.status === 204 ? undefined : answer.json()) as T);
+    const init = { method, headers, body: body === undefined ? undefined : JSON.stringify(body) };
+    return this.fetch(path, init).then((answer) => (answer.status === 204 ? undefined : whole(answer.json())) as T);
   }
 
   /** The answer's bytes; `progress` is given the part that has arrived, 0 to 1. */
@@ -83,11 +84,11 @@ export class Api {
     const headers: Record<string, string> = body === undefined ? {} : { "content-type": "application/json" };
     const answer = await this.fetch(path, { method, headers, body: body === undefined ? undefined : JSON.stringify(body) });
     const total = Number(answer.headers.get("content-length"));
-    if (!progress || !total || !answer.body) return answer.arrayBuffer();
+    if (!progress || !total || !answer.body) return whole(answer.arrayBuffer());
     const out = new Uint8Array(total);
     const reader = answer.body.getReader();
     for (let at = 0; ; ) {
-      const { done, value } = await reader.read();
+      const { done, value } = await whole(reader.read());
       if (done) return out.buffer;
       out.set(value, at);
       at += value.length;
@@ -115,16 +116,17 @@ export class Api {
   private async fetch(path: string, init: RequestInit): Promise<Response> {
     const headers = new Headers(init.headers);
     if (this.token) headers.set("authorization", `Bearer ${this.token}`);
-    let answer: Response;
-    try {
-      answer = await fetch(path, { ...init, headers, cache: "no-store" });
-    } catch (error) {
-      if (init.signal?.aborted) throw error;
-      throw new Disconnected();
-    }
-    if (!answer.ok) throw refusal(answer.status, parsed(await answer.text()));
+    const answer = await whole(fetch(path, { ...init, headers, cache: "no-store" }));
+    if (!answer.ok) throw refusal(answer.status, parsed(await whole(answer.text())));
     return answer;
   }
+}
+
+/** An answer, or a part of it; one that breaks off is as good as none. */
+function whole<T>(part: Promise<T>): Promise<T> {
+  return part.catch(() => {
+    throw new Disconnected();
+  });
 }
 
 function parsed(text: string): Record<string, string> {

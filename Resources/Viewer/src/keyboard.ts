@@ -38,7 +38,7 @@ export function keyboard(page: Page): void {
       if (step) page.step(step.map((n) => (event.shiftKey ? 10 * n : n)) as Vec3);
       else if (key === "p") page.looks.setPreviewing(true);
       else if (/^[1-9]$/.test(key)) page.choose(Number(key) - 1);
-      else if (key === "enter" && event.target instanceof HTMLButtonElement) return;
+      else if (key === "enter" && (event.target as HTMLElement).matches("button, input")) return;
       else if (actions[key]) actions[key](event.shiftKey);
       else return;
       event.preventDefault();

@@ -5,17 +5,20 @@ import { unpackBits } from "./bits";
 import { Grid, type Vec3 } from "./geometry";
 import { LabelOverlay, MAX_SEGMENTS } from "./labels";
 import { connectControls } from "./controls";
+import { confirmed, typedToken } from "./dialogs";
 import { keyboard } from "./keyboard";
 import { Looks, type Surroundings } from "./looks";
 import { Messages } from "./messages";
 import { millilitres, renderSegments } from "./segments";
 import { Viewer, type Layout, LAYOUTS } from "./viewer";
-import { ScanNeeded, type Segment, type Source, Work } from "./work";
+import { AnotherScan, ScanNeeded, type Segment, type Source, Work } from "./work";
 import { fillWindows } from "./windows";
 
 const $ = <T extends HTMLElement>(id: string) => document.getElementById(id) as T;
 const TOKEN_KEY = "famsam-token";
 const PATIENCE_MS = 400;
+const LOSES_ALL = "The segments of this scan were not saved to a file, and go when another scan is opened.";
+const IS_ANOTHER = "This is not the scan that the segments were made on; they go when it is opened.";
 
 type Tool = "include" | "exclude" | "box";
 type Mark = SessionState["prompts"][number];
@@ -86,18 +89,33 @@ class Page implements Surroundings {
   // --- opening ---
 
   async open(source: Source, file: Blob | null = null): Promise<void> {
+    const restores = this.awaitsScan && source.kind === "file";
+    if (!restores && this.work.unsaved && !(await confirmed(LOSES_ALL, "Open, and lose them"))) return;
     await this.guard(async () => {
-      if (this.awaitsScan && source.kind === "file") {
-        await this.work.reopen(file!, source.name, this.messages.progress);
-        this.awaitsScan = false;
-        await this.show();
-        await this.work.restoreMasks();
-      } else {
+      if (!restores || !(await this.reopened(file!, source.name))) {
         await this.work.open(source, file, this.messages.progress);
+        this.awaitsScan = false;
         await this.show();
         this.addSegment();
       }
+      this.messages.notes(this.work.volume!.notes);
     });
+  }
+
+  /** Go on with the scan that was needed again; false if it is another one, and the user wants it nevertheless. */
+  private async reopened(file: Blob, name: string): Promise<boolean> {
+    try {
+      await this.work.reopen(file, name, this.messages.progress);
+    } catch (error) {
+      if (!(error instanceof AnotherScan)) throw error;
+      this.messages.done();
+      if (await confirmed(IS_ANOTHER, "Open, and lose them")) return false;
+      throw new ScanNeeded();
+    }
+    this.awaitsScan = false;
+    await this.show();
+    await this.work.restoreMasks();
+    return true;
   }
 
   private async resume(saved: NonNullable<ReturnType<typeof Work.saved>>): Promise<void> {
@@ -138,8 +156,12 @@ class Page implements Surroundings {
     this.act("POST", "/points", { point_ras_mm: ras, positive }, { type: "point", ras_mm: ras, positive });
   }
 
+  /** A click there, or a corner of a box. */
   clickAtCrosshair(negative: boolean): void {
-    if (this.viewer.grid) this.clicked(this.viewer.crosshairRas(), (this.tool === "exclude") === negative);
+    if (!this.viewer.grid) return;
+    if (this.tool !== "box") return this.clicked(this.viewer.crosshairRas(), (this.tool === "exclude") === negative);
+    const open = this.viewer.cornerAtCrosshair();
+    this.messages.status(open ? "Box: move the crosshair to the opposite corner, and press Enter" : "");
   }
 
   /** A verb of the active segment, after those before it. Its mark shows at once, its mask when the answer is here. */
@@ -183,12 +205,13 @@ class Page implements Surroundings {
   }
 
   private apply(segment: Segment, update: Update, began: number): void {
+    if (!this.work.segments.includes(segment)) return; // deleted meanwhile
     if (update.box_zyx) this.overlay?.apply(segment.label, update.box_zyx, unpackBits(update.bits));
     const latency = performance.now() - began;
     this.latencies_ms.push(latency);
     this.lastTimings_ms = update.timings_ms;
     this.viewer.redraw();
-    const quality = update.quality === null ? "" : ` · predicted quality ${Math.round(100 * update.quality)} %`;
+    const quality = update.quality === null || !update.voxels ? "" : ` · predicted quality ${Math.round(100 * update.quality)} %`;
     const server = update.timings_ms.total === undefined ? "" : ` (model ${Math.round(update.timings_ms.total)} ms)`;
     this.messages.status(`${Math.round(latency)} ms${server}${quality}`);
   }
@@ -242,7 +265,9 @@ class Page implements Surroundings {
     this.arrange();
   }
 
-  removeSegment(segment: Segment): void {
+  async removeSegment(segment: Segment): Promise<void> {
+    const used = segment.voxels || segment.state?.prompts.length;
+    if (used && !(await confirmed(`${segment.name} cannot be brought back when it is deleted.`, "Delete it"))) return;
     this.work.removeSegment(segment);
     this.overlay?.remove(segment.label);
     if (!this.work.segments.length) this.addSegment();
@@ -280,7 +305,7 @@ class Page implements Surroundings {
         this.recolour();
       },
       toggle: (one) => this.toggle(one),
-      remove: (one) => this.removeSegment(one),
+      remove: (one) => void this.removeSegment(one),
     });
     const prompts = segment?.state?.prompts ?? [];
     this.mark();
@@ -318,7 +343,7 @@ class Page implements Surroundings {
 
   setTool(tool: Tool): void {
     this.tool = tool;
-    this.viewer.tool = tool === "box" ? "box" : "point";
+    this.viewer.choose(tool === "box" ? "box" : "point");
     for (const name of ["include", "exclude", "box"]) $(name).setAttribute("aria-pressed", String(name === tool));
   }
 
@@ -356,11 +381,7 @@ class Page implements Surroundings {
       } catch (error) {
         if (!(error instanceof Refusal) || error.code !== "wrong_token") return;
       }
-      const dialog = $<HTMLDialogElement>("token-dialog");
-      dialog.showModal();
-      await new Promise((resolve) => dialog.addEventListener("close", resolve, { once: true }));
-      this.work.api.token = $<HTMLInputElement>("token").value;
-      $<HTMLInputElement>("token").value = "";
+      this.work.api.token = await typedToken();
       sessionStorage.setItem(TOKEN_KEY, this.work.api.token);
     }
   }

@@ -25,6 +25,11 @@ export class Messages {
     $("alert-text").textContent = text ?? "";
   }
 
+  /** What the user should know of a scan that was opened. */
+  notes(notes: string[]): void {
+    this.alert(notes.length ? notes.map(sentence).join(" ") : null);
+  }
+
   status(text: string): void {
     $("status").textContent = text;
   }

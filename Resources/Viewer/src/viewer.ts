@@ -41,7 +41,8 @@ const CROSSHAIR_PERCENT = 0.5;
 export class Viewer {
   readonly nv: Niivue;
   grid: Grid | null = null;
-  tool: "point" | "box" = "point";
+  private tool: "point" | "box" = "point";
+  private corner: Vec3 | null = null; // of a box that is made with the keys
   private prompts: (PointPrompt | BoxPrompt)[] = [];
   private pressed: { x: number; y: number; button: number } | null = null;
   private framed: { tile: Tile; from: Vec3; to: Vec3 } | null = null;
@@ -157,6 +158,19 @@ export class Viewer {
     this.redraw();
   }
 
+  choose(tool: "point" | "box"): void {
+    this.tool = tool;
+    this.corner = null;
+  }
+
+  /** Begin a box at the crosshair, or finish it there; whether it has begun. */
+  cornerAtCrosshair(): boolean {
+    const [from, to] = [this.corner, [...this.nv.scene.crosshairPos] as Vec3];
+    this.corner = from ? null : to;
+    if (from) this.finishBox(from, to, [0, 1, 2].find((axis) => from[axis] === to[axis]));
+    return !from;
+  }
+
   /** Centre the views on a place. */
   lookAt(ras: Vec3): void {
     this.nv.scene.crosshairPos = this.grid!.fracFromRas(ras);
@@ -216,7 +230,7 @@ export class Viewer {
     } else if (this.framed) {
       const framed = this.framed;
       this.framed = null;
-      this.finishBox(framed);
+      this.finishBox(framed.from, framed.to, framed.tile.axis);
       event.stopPropagation();
     } else if (pressed && this.grid && event.button === pressed.button && event.target === this.canvas) {
       const still = Math.hypot(x - pressed.x, y - pressed.y) < CLICK_TOLERANCE_PX;
@@ -227,19 +241,20 @@ export class Viewer {
     }
   }
 
-  /** The frame's depth is the smaller of its sides, around the slice that it was drawn on. */
-  private finishBox({ tile, from, to }: { tile: Tile; from: Vec3; to: Vec3 }): void {
+  /** A box whose corners lie on the same slice of an axis gets the smaller of its sides as its depth, around the slice. */
+  private finishBox(from: Vec3, to: Vec3, flat?: number): void {
     const grid = this.grid!;
-    const mm = (axis: number) => Math.abs(to[axis] - from[axis]) * grid.displaySize[axis] * grid.displaySpacingMm(axis);
-    const sides = [0, 1, 2].filter((axis) => axis !== tile.axis).map(mm);
+    const extent = (axis: number) => grid.displaySize[axis] * grid.displaySpacingMm(axis);
+    const sides = [0, 1, 2].filter((axis) => axis !== flat).map((axis) => Math.abs(to[axis] - from[axis]) * extent(axis));
     this.drawMarks();
     if (Math.min(...sides) < 1) return;
-    const extent = grid.displaySize[tile.axis] * grid.displaySpacingMm(tile.axis);
-    const half = Math.min(...sides) / 2 / extent;
     const lower = [...from] as Vec3;
     const upper = [...to] as Vec3;
-    lower[tile.axis] = from[tile.axis] - half;
-    upper[tile.axis] = from[tile.axis] + half;
+    if (flat !== undefined) {
+      const half = Math.min(...sides) / 2 / extent(flat);
+      lower[flat] = from[flat] - half;
+      upper[flat] = from[flat] + half;
+    }
     const corners = [grid.rasFromFrac(clamped(lower)), grid.rasFromFrac(clamped(upper))];
     this.events.box(
       corners[0].map((v, k) => Math.min(v, corners[1][k])) as Vec3,

@@ -36,7 +36,11 @@ export interface Saved {
   volumeId: string;
   segments: Segment[];
   active: number;
+  inFile: boolean;
 }
+
+/** The scan that was opened is not the one that the segments were made on. */
+export class AnotherScan extends Error {}
 
 /** The server has forgotten the scan, and after a reload the page has not got it any more either. */
 export class ScanNeeded extends Error {}
@@ -61,6 +65,7 @@ export class Work {
   volume: VolumeInfo | null = null;
   segments: Segment[] = [];
   active = 0;
+  private inFile = true; // all segments, as they are, were saved to a file
   private file: Blob | null = null;
   private restoring: Promise<void> | null = null;
   private saving: ReturnType<typeof setTimeout> | undefined;
@@ -77,6 +82,11 @@ export class Work {
     return this.segments[this.active] ?? null;
   }
 
+  /** Whether there is something that was not saved to a file. */
+  get unsaved(): boolean {
+    return !this.inFile && this.segments.some((one) => one.voxels || one.state?.prompts.length);
+  }
+
   /** Open a scan in place of the present one. */
   async open(source: Source, file: Blob | null, progress: (what: string, part?: number) => void): Promise<VolumeInfo> {
     const before = this.volume;
@@ -86,6 +96,7 @@ export class Work {
     this.volume = opened;
     this.segments = [];
     this.active = 0;
+    this.inFile = true;
     if (before) this.api.json("DELETE", `/v1/volumes/${before.id}`).catch(() => undefined);
     return opened;
   }
@@ -131,8 +142,7 @@ export class Work {
     if (!replaces) segment.served.undo++;
     segment.future = [];
     segment.served.redo = 0;
-    this.note(segment, update);
-    this.save();
+    this.changed(segment, update);
     return update;
   }
 
@@ -154,19 +164,18 @@ export class Work {
     });
     from.pop();
     to.push(segment.state!);
-    this.note(segment, { ...update, state: target });
-    this.save();
+    this.changed(segment, { ...update, state: target });
     return update;
   }
 
   /** What a click would change; like all that only looks, null if it cannot be had now. */
   preview(segment: Segment, body: unknown): Promise<Update | null> {
-    return this.look(() => this.ask<Update>(segment, "POST", "/preview", body));
+    return this.look(() => this.ask<Update>(segment, "POST", "/preview", body), true);
   }
 
   /** How sure the model is of a segment's result. */
   uncertainty(segment: Segment): Promise<Uncertainty | null> {
-    return this.look(() => this.ask<Uncertainty>(segment, "GET", "/uncertainty"));
+    return this.look(() => this.ask<Uncertainty>(segment, "GET", "/uncertainty"), true);
   }
 
   /** Prepare one view for a click at a place; whether there may be more to prepare. */
@@ -176,8 +185,13 @@ export class Work {
   }
 
   /** Whatever keeps a look from being had (something newer, a server that is away) is told by what changes something. */
-  private async look<T>(ask: () => Promise<T>): Promise<T | null> {
-    return this.restoring ? null : ask().catch(() => null);
+  private async look<T>(ask: () => Promise<T>, wanted = false): Promise<T | null> {
+    if (this.restoring) return null;
+    return ask().catch((error) => {
+      // What the user asked for brings back a session that expired, so that the next look finds one.
+      if (wanted && error instanceof Refusal && error.code === "not_found") this.recover().catch(() => undefined);
+      return null;
+    });
   }
 
   async export(format: string): Promise<ArrayBuffer> {
@@ -186,7 +200,10 @@ export class Work {
       for (const one of this.segments) {
         segments.push({ session_id: await this.sessionOf(one), name: one.name, colour: one.colour });
       }
-      return this.api.bytes("POST", `/v1/volumes/${this.volume!.id}/export`, { format, segments });
+      const content = await this.api.bytes("POST", `/v1/volumes/${this.volume!.id}/export`, { format, segments });
+      this.inFile = true;
+      this.save();
+      return content;
     });
   }
 
@@ -199,7 +216,8 @@ export class Work {
     clearTimeout(this.saving);
     this.saving = undefined;
     if (!this.source || !this.volume) return;
-    const saved: Saved = { source: this.source, volumeId: this.volume.id, segments: this.segments, active: this.active };
+    const { source, segments, active, inFile } = this;
+    const saved: Saved = { source, volumeId: this.volume.id, segments, active, inFile };
     try {
       sessionStorage.setItem(KEY, JSON.stringify(saved));
     } catch {
@@ -220,6 +238,7 @@ export class Work {
     this.source = saved.source;
     this.segments = saved.segments;
     this.active = saved.active;
+    this.inFile = saved.inFile;
     try {
       this.volume = await this.api.json<VolumeInfo>("GET", `/v1/volumes/${saved.volumeId}`);
     } catch (error) {
@@ -231,9 +250,15 @@ export class Work {
     return true;
   }
 
-  /** The same scan again, after a reload of which the server knows nothing any more. */
+  /** The same scan again, after a reload of which the server knows nothing any more; throws AnotherScan if it is not. */
   async reopen(file: Blob, name: string, progress: (what: string, part?: number) => void): Promise<void> {
-    this.volume = await this.send({ kind: "file", name }, file, progress);
+    const opened = await this.send({ kind: "file", name }, file, progress);
+    const made = this.segments.map((one) => one.state?.image).find((image) => image);
+    if (made && !isOf(made, opened)) {
+      this.api.json("DELETE", `/v1/volumes/${opened.id}`).catch(() => undefined);
+      throw new AnotherScan();
+    }
+    this.volume = opened;
     this.source = { kind: "file", name };
     this.file = file;
     for (const one of this.segments) one.sessionId = null;
@@ -270,6 +295,12 @@ export class Work {
     }
   }
 
+  private changed(segment: Segment, update: Update): void {
+    this.note(segment, update);
+    this.inFile = false;
+    this.save();
+  }
+
   private note(segment: Segment, update: Update): void {
     segment.voxels = update.voxels;
     segment.quality = update.quality;
@@ -284,6 +315,11 @@ export class Work {
     if (source.kind === "path") {
       progress("Reading the scan");
       return this.api.json("POST", "/v1/volumes/path", { path: source.path });
+    }
+    const { limits } = await this.api.json<{ limits: Record<string, number> }>("GET", "/v1/server");
+    if (file!.size > limits.upload_bytes) {
+      const [has, most] = [file!.size, limits.upload_bytes].map((bytes) => `${Math.round(bytes / 2 ** 20)} MiB`);
+      throw new Error(`the file has ${has}, this server takes at most ${most}; crop or compress the scan`);
     }
     progress("Sending the scan", 0);
     return this.api.upload(file!, (part) => progress(part < 1 ? "Sending the scan" : "Reading the scan", part < 1 ? part : undefined));
@@ -313,14 +349,21 @@ export class Work {
   private async insist<T>(segment: Segment | null, work: () => Promise<T>): Promise<T> {
     for (;;) {
       try {
+        if (segment) this.check(segment);
         return await work();
       } catch (error) {
+        if (segment) this.check(segment);
         if (!isLost(error)) throw error;
         // Whether a verb without an answer was carried out is not known: its session begins anew from the prompts.
         if (segment && error instanceof Disconnected) segment.sessionId = null;
         await this.recover();
       }
     }
+  }
+
+  /** What a deleted segment waited for has been superseded. */
+  private check(segment: Segment): void {
+    if (!this.segments.includes(segment)) throw new Refusal(409, "superseded", "the segment was deleted");
   }
 
   /** Wait until the server is back, open the scan there again if it is gone, and restore every segment. */
@@ -361,4 +404,14 @@ export class Work {
 /** Whether waiting, or opening everything again, can help. */
 function isLost(error: unknown): boolean {
   return error instanceof Disconnected || (error instanceof Refusal && ["not_found", "wrong_token"].includes(error.code));
+}
+
+/** Whether prompts that were made on an image fit a scan. */
+function isOf(image: SessionState["image"], scan: VolumeInfo): boolean {
+  const [x, y, z] = scan.size_xyz;
+  const near = (one: number, other: number) => Math.abs(one - other) < 1e-3;
+  return (
+    [z, y, x].every((n, k) => n === image.size_zyx[k]) &&
+    scan.ras_from_ijk.every((row, r) => row.every((value, c) => near(value, image.ras_from_ijk[r][c])))
+  );
 }
