@@ -84,6 +84,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/model/sam_vit.py
   famsam/picture.py
   famsam/pieces.py
+  famsam/prompts.py
   famsam/proposing.py
   famsam/resample.py
   famsam/runtime.py
@@ -108,6 +109,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/server/voxels.py
   famsam/server/wire.py
   famsam/session.py
+  famsam/tiling.py
   famsam/training/__init__.py
   famsam/training/artefacts.py
   famsam/training/command.py

@@ -101,7 +101,7 @@ def _segment(args: argparse.Namespace) -> None:
         Path(args.save_prompts).write_text(json.dumps(session.to_dict()), encoding="utf-8")
     if args.picture is not None:
         from .picture import three_plane_picture
-        from .session import PointPrompt
+        from .prompts import PointPrompt
 
         points = [p for p in session.prompts if isinstance(p, PointPrompt)]
         three_plane_picture(volume, mask, [p.ras_mm for p in points], [p.positive for p in points], args.picture)

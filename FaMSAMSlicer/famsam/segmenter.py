@@ -25,7 +25,8 @@ from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE
 from .pieces import bounds_of_piece_nearest, piece_at
 from .resample import CropBox, extract_crop, mask_to_crop, paste_logits
 from .runtime import autocast
-from .views import ViewChooser, ViewOptions, thickened, tiles
+from .tiling import Tiling
+from .views import ViewChooser, ViewOptions, thickened
 from .volume import Volume
 
 PRIOR_LOGIT = 4.0
@@ -312,25 +313,13 @@ class Segmenter:
         factor = min(4, round(view.spacing_mm / max(options.views.first_spacing_mm, self.chooser.finest_mm)))
         if factor < 2 or view.spacing_mm < options.refine_above * options.views.first_spacing_mm:
             return logits, None
-        n = logits.shape[-1]
-        coarse_mask = (logits[0, 0] > 0).cpu().numpy()
-        origins = tiles(coarse_mask, factor, options.most_tiles, size=n)
-        if not origins:
-            return logits, None
-        whole = F.interpolate(logits, scale_factor=float(factor), mode="trilinear")
-        corner = np.min(origins, axis=0)
-        total = whole[_cube(corner, np.max(origins, axis=0) + n - corner)] * 1e-3  # what the tiles cover together
-        weight, taper = torch.full_like(total, 1e-3), _taper(n, whole.device)
-        for origin in origins:
-            centre_crop = (np.array(origin) + (n - 1) / 2 + 0.5) * view.size / (n * factor) - 0.5
-            z, y, x = (float(c) for c in view.points_from_crop(centre_crop, self.grid))
-            tile = CropBox((z, y, x), view.spacing_mm / factor, view.size)
+        tiling = Tiling(view, logits, factor, options.most_tiles)
+        for origin in tiling.origins:
+            tile = tiling.view_of(origin, self.grid)
             embedding = yield from self._encoded(tile)
-            part, _ = self.decode(embedding, tile, prompts, whole[_cube(origin, (n, n, n))].clamp(-6, 6))
-            total[_cube(origin - corner, (n, n, n))] += taper * part
-            weight[_cube(origin - corner, (n, n, n))] += taper
-        whole[_cube(corner, total.shape[2:])] = total / weight
-        return whole, (tile, part) if len(origins) == 1 else None
+            part, _ = self.decode(embedding, tile, prompts, tiling.prior(origin))
+            tiling.add(origin, part)
+        return tiling.blended(), (tile, part) if len(tiling.origins) == 1 else None
 
     def own_pieces(
         self, logits: Tensor, view: CropBox, prompts: Prompts, before: CompactMask, base: CompactMask
@@ -412,18 +401,6 @@ class _Clock:
 
     def __exit__(self, *_: object) -> None:
         self.table[self.name] += 1000 * (time.perf_counter() - self.started)
-
-
-def _taper(n: int, device: torch.device) -> Tensor:
-    """Weights (1, 1, n, n, n) that fall to nearly nothing towards a tile's faces, where its context is cut."""
-    ramp = torch.arange(n, device=device, dtype=torch.float32)
-    line = (torch.minimum(ramp, n - 1 - ramp) / (n / 4)).clamp(0.02, 1.0)
-    return (line[:, None, None] * line[None, :, None] * line[None, None, :])[None, None]
-
-
-def _cube(origin_zyx: Sequence[int], size_zyx: Sequence[int]) -> Tuple[slice, ...]:
-    """A part of a (1, 1, z, y, x) tensor."""
-    return (slice(None), slice(None), *(slice(int(o), int(o) + int(n)) for o, n in zip(origin_zyx, size_zyx)))
 
 
 def _with_middles(

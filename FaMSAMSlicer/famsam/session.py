@@ -6,8 +6,8 @@ assigns it only when nothing can fail any more, so that an error leaves the sess
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from dataclasses import replace
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,43 +19,14 @@ from .foresight import Foresight
 from .geometry import Box, box_slices
 from .history import Recall, State
 from .model.base import PromptableModel
-from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE
+from .prompts import BoxPrompt, Point3, PointPrompt, Prompt, canonical_prompts, prompt_from_dict
 from .proposing import Candidate, ProposalOptions, candidates_of
-from .segmenter import Prediction, Prompts, Segmenter, SegmenterOptions
+from .segmenter import Prediction, Segmenter, SegmenterOptions
 from .uncertainty import uncertainty_of
 from .uncertainty_map import Uncertainty
 from .volume import Volume
 
-Point3 = Sequence[float]
 FORMAT_VERSION = 1
-
-
-@dataclass(frozen=True)
-class PointPrompt:
-    """A click."""
-
-    ras_mm: Tuple[float, float, float]
-    """Where, in RAS millimetres."""
-    positive: bool
-    """True to include what is there, False to exclude it."""
-
-    def to_dict(self) -> Dict[str, Any]:
-        return {"type": "point", "ras_mm": list(self.ras_mm), "positive": self.positive}
-
-
-@dataclass(frozen=True)
-class BoxPrompt:
-    """A box around the structure, along the scan's own axes."""
-
-    lower_ras_mm: Tuple[float, float, float]
-    upper_ras_mm: Tuple[float, float, float]
-    """Two opposite corners, RAS millimetres."""
-
-    def to_dict(self) -> Dict[str, Any]:
-        return {"type": "box", "lower_ras_mm": list(self.lower_ras_mm), "upper_ras_mm": list(self.upper_ras_mm)}
-
-
-Prompt = Union[PointPrompt, BoxPrompt]
 
 
 class Result:
@@ -177,7 +148,7 @@ class Session:
         if decodes < 1:
             raise PromptError(f"Expected at least 1 decode for the uncertainty, got {decodes}.")
         assert self._segmenter is not None
-        prompts, frame = self._canonical(state.prompts), self.volume.canonical
+        prompts, frame = canonical_prompts(state.prompts, self.volume), self.volume.canonical
         return uncertainty_of(self._segmenter, prompts, state.predictions[-2:], state.base, decodes, frame)
 
     def propose(self, options: Optional[ProposalOptions] = None) -> List[Candidate]:
@@ -205,11 +176,11 @@ class Session:
 
     def add_point(self, point_ras_mm: Point3, positive: bool = True) -> Result:
         """Click at a point: include (positive) or exclude (negative) what is there."""
-        return self._commit(self._extended(self._state, self._point(point_ras_mm, positive)))
+        return self._commit(self._extended(self._state, PointPrompt.at(point_ras_mm, positive, self.volume)))
 
     def add_box(self, corner_ras_mm: Point3, opposite_ras_mm: Point3) -> Result:
         """Frame the structure: lower and upper corner, each coordinate of the first below the second's."""
-        return self._commit(self._extended(self._state, self._box(corner_ras_mm, opposite_ras_mm)))
+        return self._commit(self._extended(self._state, BoxPrompt.between(corner_ras_mm, opposite_ras_mm, self.volume)))
 
     def set_mask(self, mask_zyx: Any) -> Result:
         """Start from a mask that is already there, (z, y, x) on the image grid; earlier prompts end (undo returns)."""
@@ -227,7 +198,7 @@ class Session:
     def preview(self, point_ras_mm: Point3, positive: bool = True) -> Result:
         """The result as if clicked; nothing is changed. A click at the same place that follows costs nothing more."""
         state = self._state
-        previewed = self._extended(state, self._point(point_ras_mm, positive))
+        previewed = self._extended(state, PointPrompt.at(point_ras_mm, positive, self.volume))
         self._foresight.keep(state, previewed)
         return self._result(previewed, state)
 
@@ -240,9 +211,9 @@ class Session:
         Returns:
             True if something was encoded and there may be more: call again; False if all is there.
         """
-        prompt, state, segmenter = self._point(point_ras_mm, True), self._state, self._segmenter
+        prompt, state, segmenter = PointPrompt.at(point_ras_mm, True, self.volume), self._state, self._segmenter
         assert segmenter is not None
-        prompts = self._canonical((*state.prompts, prompt))
+        prompts = canonical_prompts((*state.prompts, prompt), self.volume)
         return self._foresight.go_on(state, prompt, lambda: segmenter.steps(prompts, state.last, state.base))
 
     def move_point(self, index: int, point_ras_mm: Point3) -> Result:
@@ -250,7 +221,7 @@ class Session:
         old = self._prompt(index)
         if not isinstance(old, PointPrompt):
             raise PromptError(f"Expected prompt {index} to be a point, got a box. Remove it and add another.")
-        moved = self._point(point_ras_mm, old.positive)
+        moved = PointPrompt.at(point_ras_mm, old.positive, self.volume)
         return self._commit(self._replayed(index, (moved, *self.prompts[index + 1 :])))
 
     def remove_point(self, index: int) -> Result:
@@ -332,7 +303,7 @@ class Session:
         if known is not None:
             return known
         assert self._segmenter is not None
-        prompts = self._canonical((*state.prompts, prompt))
+        prompts = canonical_prompts((*state.prompts, prompt), self.volume)
         return state.followed_by(prompt, self._segmenter.step(prompts, state.last, state.base))
 
     def _replayed(self, index: int, tail: Sequence[Prompt]) -> State:
@@ -341,65 +312,6 @@ class Session:
         for prompt in tail:
             state = self._extended(state, prompt)
         return state
-
-    def _canonical(self, prompts: Sequence[Prompt]) -> Prompts:
-        """RAS millimetres -> canonical voxel indices; a box is its lower and upper corner."""
-        grid = self.volume.canonical.grid
-        points: List[NDArray[np.float64]] = []
-        labels: List[int] = []
-        for prompt in prompts:
-            if isinstance(prompt, PointPrompt):
-                points.append(grid.zyx_from_ras_points([prompt.ras_mm])[0])
-                labels.append(POSITIVE if prompt.positive else NEGATIVE)
-            else:
-                corners = grid.zyx_from_ras_points([prompt.lower_ras_mm, prompt.upper_ras_mm])
-                limit = np.asarray(grid.size_zyx) - 1
-                points += [corners.min(0).clip(0, limit), corners.max(0).clip(0, limit)]
-                labels += [BOX_LOWER, BOX_UPPER]
-        return Prompts(np.stack(points), tuple(labels))
-
-    def _point(self, point_ras_mm: Point3, positive: bool) -> PointPrompt:
-        point = self._coordinates(point_ras_mm)
-        grid = self.volume.canonical.grid
-        index = grid.zyx_from_ras_points([point])[0]
-        if not grid.contains_zyx(index):
-            low, high = self._extent()
-            raise PromptError(
-                f"Expected a click inside the image, which spans RAS {low} to {high} mm; got {point}. "
-                "Click on the scan."
-            )
-        return PointPrompt(point, bool(positive))
-
-    def _box(self, corner_ras_mm: Point3, opposite_ras_mm: Point3) -> BoxPrompt:
-        lower, upper = self._coordinates(corner_ras_mm), self._coordinates(opposite_ras_mm)
-        if any(a >= b for a, b in zip(lower, upper)):
-            raise PromptError(
-                f"Expected a box's lower corner and then its upper one, each RAS coordinate growing; got {lower} and "
-                f"{upper}, which is inside out or flat. Swap the coordinates that fall."
-            )
-        grid = self.volume.canonical.grid
-        corners = grid.zyx_from_ras_points([lower, upper])
-        if (corners.max(0) < -0.5).any() or (corners.min(0) > np.asarray(grid.size_zyx) - 0.5).any():
-            low, high = self._extent()
-            raise PromptError(
-                f"Expected a box that overlaps the image, which spans RAS {low} to {high} mm; got {lower} to {upper}."
-            )
-        return BoxPrompt(lower, upper)
-
-    @staticmethod
-    def _coordinates(point_ras_mm: Point3) -> Tuple[float, float, float]:
-        try:
-            r, a, s = (float(v) for v in point_ras_mm)
-        except (TypeError, ValueError) as error:
-            raise PromptError(f"Expected three numbers (R, A, S) in millimetres, got {point_ras_mm!r}.") from error
-        if not np.isfinite([r, a, s]).all():
-            raise PromptError(f"Expected finite coordinates (R, A, S) in millimetres, got {(r, a, s)}.")
-        return r, a, s
-
-    def _extent(self) -> Tuple[Tuple[float, ...], Tuple[float, ...]]:
-        corners = self.volume.grid.corners_ras_mm
-        low, high = (tuple(round(float(v), 1) for v in bound) for bound in (corners.min(0), corners.max(0)))
-        return low, high
 
     def _prompt(self, index: int) -> Prompt:
         if not isinstance(index, (int, np.integer)) or not 0 <= index < len(self.prompts):
@@ -426,14 +338,7 @@ class Session:
         if mask is not None and mask.size_zyx != canonical_size:
             raise PromptError(f"Expected a mask of {canonical_size} voxels in the state, got {mask.size_zyx}.")
         try:
-            prompts = [self._parsed_prompt(entry) for entry in saved]
+            prompts = [prompt_from_dict(entry, self.volume) for entry in saved]
         except (KeyError, TypeError) as error:
             raise PromptError(f"Expected prompts as Session.to_dict writes them, got {error!r}.") from error
         return mask or CompactMask.empty(canonical_size), prompts
-
-    def _parsed_prompt(self, entry: Dict[str, Any]) -> Prompt:
-        if entry["type"] == "point":
-            return self._point(entry["ras_mm"], entry["positive"])
-        if entry["type"] == "box":
-            return self._box(entry["lower_ras_mm"], entry["upper_ras_mm"])
-        raise PromptError(f'Expected a prompt of type "point" or "box", got {entry["type"]!r}.')

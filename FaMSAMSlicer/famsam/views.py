@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import List, Optional, Tuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -143,40 +143,3 @@ def thickened(grid: Grid, size: int) -> Grid:
     extent_mm = np.asarray(grid.size_zyx) * grid.spacing_zyx_mm
     factors_zyx = np.maximum(1.0, THINNEST_VOXELS * extent_mm.max() / size / extent_mm)
     return Grid(grid.size_zyx, grid.ras_from_ijk @ np.diag([*factors_zyx[::-1], 1.0]))
-
-
-def tiles(
-    coarse_mask: NDArray[np.bool_], factor: int, most: int, size: int = 64, stride: int = 48, step: int = 8
-) -> Sequence[Tuple[int, int, int]]:
-    """Origins of cubes that cover the border of a mask given on a grid ``factor`` times as coarse.
-
-    Args:
-        coarse_mask: (n, n, n) bool; the cubes lie on a grid of (n * factor) voxels an edge.
-        most: at most so many, those with the longest border first.
-        size, stride: of the cubes, in fine voxels.
-        step: origins are multiples of it where that costs no more cubes, so that the same cubes, seen already, cover a
-            mask that changes a little.
-    """
-    n = coarse_mask.shape[0] * factor
-    found = np.argwhere(coarse_mask)
-    if len(found) == 0:
-        return []
-    low, high = found.min(0) * factor, (found.max(0) + 1) * factor
-    starts = []
-    for a, b in zip(low, high):
-        count = max(1, math.ceil((b - a - size) / stride) + 1)
-        reach = size + (count - 1) * stride
-        first = round((a + b - reach) / 2)
-        on_step = round(first / step) * step
-        if b - reach <= on_step <= a:
-            first = on_step
-        starts.append(sorted({int(np.clip(first + i * stride, 0, n - size)) for i in range(count)}))
-    scored = []
-    for z in starts[0]:
-        for y in starts[1]:
-            for x in starts[2]:
-                block = coarse_mask[tuple(slice(o // factor, -(-(o + size) // factor)) for o in (z, y, x))]
-                border = sum(int((np.diff(block.view(np.int8), axis=a) != 0).sum()) for a in range(3))
-                if border:
-                    scored.append((-border, (z, y, x)))
-    return [origin for _, origin in sorted(scored)[:most]]

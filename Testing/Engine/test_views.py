@@ -7,7 +7,7 @@ import pytest
 from famsam.errors import ConfigError
 from famsam.geometry import Grid
 from famsam.resample import CropBox
-from famsam.views import ViewChooser, ViewOptions, thickened, tiles
+from famsam.views import ViewChooser, ViewOptions, thickened
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -261,68 +261,6 @@ def test_with_a_fixed_spacing_a_small_object_fits():
     view = chooser.first(np.full(3, 150.0))[0]
     centre = np.asarray(view.center_zyx)
     assert chooser.fits(view, centre, centre + 1)
-
-
-# --- tiles ---
-
-
-def ball(n, radius, centre=None):
-    grid = np.stack(np.indices((n, n, n)), axis=-1)
-    return ((grid - (np.full(3, (n - 1) / 2) if centre is None else centre)) ** 2).sum(-1) < radius**2
-
-
-def border_voxels(mask):
-    """Coarse voxels with a neighbour across the mask's border."""
-    border = np.zeros_like(mask)
-    for axis in range(3):
-        change = np.diff(mask.astype(np.int8), axis=axis) != 0
-        for part in (slice(None, -1), slice(1, None)):
-            where = [slice(None)] * 3
-            where[axis] = part
-            border[tuple(where)] |= change
-    return border
-
-
-@pytest.mark.parametrize("factor", [2, 3, 4])
-@pytest.mark.parametrize("radius, centre", [(4, None), (20, None), (27, None), (12, (3, 30, 60))])
-def test_enough_tiles_cover_the_whole_border(factor, radius, centre):
-    mask = ball(64, radius, centre)
-    covered = np.zeros((64 * factor,) * 3, dtype=bool)
-    origins = tiles(mask, factor, most=10_000)
-    for origin in origins:
-        assert all(0 <= o <= 64 * factor - 64 for o in origin)
-        covered[tuple(slice(o, o + 64) for o in origin)] = True
-    fine_border = border_voxels(mask).repeat(factor, 0).repeat(factor, 1).repeat(factor, 2)
-    inside = mask.repeat(factor, 0).repeat(factor, 1).repeat(factor, 2)
-    assert not (fine_border & inside & ~covered).any()
-    assert len(set(origins)) == len(origins)
-
-
-@pytest.mark.parametrize("factor", [2, 3, 4])
-def test_a_mask_that_changes_a_little_keeps_many_of_its_tiles(factor):
-    kept, total = 0, 0
-    for radius, y in zip((10, 11, 13, 14, 17, 18, 20, 21, 22), range(28, 37)):
-        before = set(tiles(ball(64, radius, (31, y, 33)), factor, most=10_000))
-        after = set(tiles(ball(64, radius + 0.5, (31, y + 1, 33)), factor, most=10_000))
-        kept, total = kept + len(before & after), total + len(after)
-    assert kept >= 0.3 * total
-
-
-def test_the_tiles_with_the_longest_border_come_first():
-    mask = np.zeros((64, 64, 64), dtype=bool)
-    mask[2:40, 2:40, 2:40] = True
-    mask[60, 60, 60] = True
-    every = tiles(mask, 4, most=10_000)
-    few = tiles(mask, 4, most=3)
-    assert few == every[:3]
-    border = border_voxels(mask)
-    lengths = [border[tuple(slice(o // 4, o // 4 + 16) for o in origin)].sum() for origin in every]
-    assert lengths[0] > lengths[-1]
-
-
-def test_no_tiles_without_a_border():
-    assert tiles(np.zeros((64, 64, 64), dtype=bool), 2, 12) == []
-    assert tiles(np.ones((64, 64, 64), dtype=bool), 2, 12) == []
 
 
 @pytest.mark.parametrize(

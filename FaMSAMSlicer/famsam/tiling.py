@@ -1,0 +1,115 @@
+"""What a coarse view shows, refined by closer views of its border.
+
+Shape legend: n logits along each edge of a view; Z Y X on a grid a factor as fine.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Sequence, Tuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .geometry import Grid
+from .resample import CropBox
+
+Index3 = Tuple[int, int, int]
+
+
+class Tiling:
+    """Logits of a coarse view on a grid ``factor`` times as fine, in which tiles of closer views take their places.
+
+    Args:
+        view, logits: the coarse view and its logits (1, 1, n, n, n).
+        factor: how many times as fine the tiles are; each has n logits along an edge, too.
+        most: at most so many tiles.
+
+    Attributes:
+        origins: of the tiles, (Z, Y, X); none where the coarse view shows no border.
+    """
+
+    def __init__(self, view: CropBox, logits: Tensor, factor: int, most: int) -> None:
+        self._view, self._factor, self._n = view, factor, logits.shape[-1]
+        self.origins = tiles((logits[0, 0] > 0).cpu().numpy(), factor, most, size=self._n)
+        self._whole = F.interpolate(logits, scale_factor=float(factor), mode="trilinear") if self.origins else logits
+        if self.origins:  # what the tiles cover together, between these corners
+            self._low, high = np.min(self.origins, axis=0), np.max(self.origins, axis=0) + self._n
+            self._total = self._whole[_cube(self._low, high - self._low)] * 1e-3
+            self._weight = torch.full_like(self._total, 1e-3)
+            self._taper = _taper(self._n, logits.device)
+
+    def view_of(self, origin_ZYX: Index3, grid: Grid) -> CropBox:
+        """The view that sees a tile."""
+        middle = np.array(origin_ZYX) + (self._n - 1) / 2
+        in_view = (middle + 0.5) * self._view.size / (self._n * self._factor) - 0.5
+        z, y, x = (float(c) for c in self._view.points_from_crop(in_view, grid))
+        return CropBox((z, y, x), self._view.spacing_mm / self._factor, self._view.size)
+
+    def prior(self, origin_ZYX: Index3) -> Tensor:
+        """The coarse view's logits in a tile, (1, 1, n, n, n)."""
+        return self._whole[_cube(origin_ZYX, (self._n,) * 3)].clamp(-6, 6)
+
+    def add(self, origin_ZYX: Index3, logits: Tensor) -> None:
+        """A tile's own logits."""
+        where = _cube(np.array(origin_ZYX) - self._low, (self._n,) * 3)
+        self._total[where] += self._taper * logits
+        self._weight[where] += self._taper
+
+    def blended(self) -> Tensor:
+        """The coarse logits with all tiles in their places, (1, 1, Z, Y, X); as they were if there are none."""
+        if self.origins:
+            self._whole[_cube(self._low, self._total.shape[2:])] = self._total / self._weight
+        return self._whole
+
+
+def tiles(
+    coarse_mask: NDArray[np.bool_], factor: int, most: int, size: int = 64, stride: int = 48, step: int = 8
+) -> Sequence[Index3]:
+    """Origins of cubes that cover the border of a mask given on a grid ``factor`` times as coarse.
+
+    Args:
+        coarse_mask: (n, n, n) bool; the cubes lie on a grid of (n * factor) voxels an edge.
+        most: at most so many, those with the longest border first.
+        size, stride: of the cubes, in fine voxels.
+        step: origins are multiples of it where that costs no more cubes, so that the same cubes, seen already, cover a
+            mask that changes a little.
+    """
+    n = coarse_mask.shape[0] * factor
+    found = np.argwhere(coarse_mask)
+    if len(found) == 0:
+        return []
+    low, high = found.min(0) * factor, (found.max(0) + 1) * factor
+    starts = []
+    for a, b in zip(low, high):
+        count = max(1, math.ceil((b - a - size) / stride) + 1)
+        reach = size + (count - 1) * stride
+        first = round((a + b - reach) / 2)
+        on_step = round(first / step) * step
+        if b - reach <= on_step <= a:
+            first = on_step
+        starts.append(sorted({int(np.clip(first + i * stride, 0, n - size)) for i in range(count)}))
+    scored = []
+    for z in starts[0]:
+        for y in starts[1]:
+            for x in starts[2]:
+                block = coarse_mask[tuple(slice(o // factor, -(-(o + size) // factor)) for o in (z, y, x))]
+                border = sum(int((np.diff(block.view(np.int8), axis=a) != 0).sum()) for a in range(3))
+                if border:
+                    scored.append((-border, (z, y, x)))
+    return [origin for _, origin in sorted(scored)[:most]]
+
+
+def _taper(n: int, device: torch.device) -> Tensor:
+    """Weights (1, 1, n, n, n) that fall to nearly nothing towards a tile's faces, where its context is cut."""
+    ramp = torch.arange(n, device=device, dtype=torch.float32)
+    line = (torch.minimum(ramp, n - 1 - ramp) / (n / 4)).clamp(0.02, 1.0)
+    return (line[:, None, None] * line[None, :, None] * line[None, None, :])[None, None]
+
+
+def _cube(origin_zyx: Sequence[int], size_zyx: Sequence[int]) -> Tuple[slice, ...]:
+    """A part of a (1, 1, z, y, x) tensor."""
+    return (slice(None), slice(None), *(slice(int(o), int(o) + int(n)) for o, n in zip(origin_zyx, size_zyx)))
