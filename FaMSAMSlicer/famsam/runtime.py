@@ -25,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WORTHWHILE_SPEEDUP = 1.5
 """bf16 must multiply matrices this much faster than fp32 on a CPU to pay for the casts."""
 
-FEWER_THREADS_SPEEDUP = 1.15
+FEWER_THREADS_SPEEDUP = 1.25
 """So much faster a convolution must be with fewer threads for them to be chosen."""
 
 _STANDARD_THREADS = torch.get_num_threads()  # as PyTorch chose, unless somebody has already chosen
