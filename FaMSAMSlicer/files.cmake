@@ -94,6 +94,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/server/__init__.py
   famsam/server/app.py
   famsam/server/command.py
+  famsam/server/entrance.py
   famsam/server/export.py
   famsam/server/fairness.py
   famsam/server/hub.py

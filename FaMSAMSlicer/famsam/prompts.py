@@ -117,7 +117,7 @@ def canonical_prompts(prompts: Sequence[Prompt], volume: Volume) -> Prompts:
 def _coordinates(point_ras_mm: Point3) -> Tuple[float, float, float]:
     try:
         r, a, s = (float(v) for v in point_ras_mm)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise PromptError(f"Expected three numbers (R, A, S) in millimetres, got {point_ras_mm!r}.") from error
     if not np.isfinite([r, a, s]).all():
         raise PromptError(f"Expected finite coordinates (R, A, S) in millimetres, got {(r, a, s)}.")

@@ -106,14 +106,22 @@ def compute_in(precision: str, model: PromptableModel) -> None:
 
 
 def use_fastest_threads() -> None:
-    """Have PyTorch compute with fewer threads on the CPU where that is measured to be clearly faster.
+    """Have PyTorch compute with ``thread_count()`` threads on the CPU from now on."""
+    torch.set_num_threads(thread_count(torch.get_num_threads()))
 
-    It chooses one for every core it sees, too many where a container may use a part of them, where slow cores hold up
-    fast ones, or where something else is busy. A number that somebody chose (``torch.set_num_threads``,
-    OMP_NUM_THREADS) is left alone. Measured once a process, in some tens of milliseconds.
+
+def thread_count(standing: int) -> int:
+    """With how many threads to compute on the CPU: fewer than standing where they are measured to be clearly faster.
+
+    PyTorch takes one for every core it sees, too many where a container may use a part of them, where slow cores hold
+    up fast ones, or where something else is busy. Measured once a process, in some tens of milliseconds.
+
+    Args:
+        standing: what ``torch.get_num_threads()`` is; a number chosen there, or by OMP_NUM_THREADS, stays.
     """
-    if torch.get_num_threads() == _STANDARD_THREADS and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(_fastest_threads())
+    if standing != _STANDARD_THREADS or "OMP_NUM_THREADS" in os.environ:
+        return standing
+    return _fastest_threads()
 
 
 def autocast(device: torch.device, precision: str) -> ContextManager[Any]:

@@ -324,7 +324,7 @@ class Session:
             size, matrix = tuple(image["size_zyx"]), np.asarray(image["ras_from_ijk"], dtype=float)
             saved = list(state["prompts"])
             mask = None if state.get("mask") is None else CompactMask.from_dict(state["mask"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise PromptError(f"Expected a state that Session.to_dict wrote, got a damaged one ({error!r}).") from error
         if version != FORMAT_VERSION:
             raise PromptError(f"Expected a state of version {FORMAT_VERSION}, got version {version!r}. Update famsam.")

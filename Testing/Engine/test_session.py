@@ -166,6 +166,7 @@ def test_box_and_mask_prompts(session):
         (lambda s: s.move_point(5, (10, 10, 10)), "index of one of"),
         (lambda s: s.remove_point(-1), "index of one of"),
         (lambda s: s.restore({"version": 1}), "damaged"),
+        (lambda s: s.restore({**s.to_dict(), "image": {"size_zyx": [1], "ras_from_ijk": [10**400]}}), "damaged"),
         (lambda s: s.restore({**s.to_dict(), "version": 99}), "version 99"),
         (lambda s: s.restore({**s.to_dict(), "prompts": [{"type": "spell"}]}), "spell"),
     ],

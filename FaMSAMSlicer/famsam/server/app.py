@@ -19,6 +19,7 @@ from fastapi.staticfiles import StaticFiles
 
 from .. import __version__
 from . import session_routes, volume_routes
+from .entrance import Entrance
 from .hub import Hub, hub_of
 from .limits import Limits
 from .problems import PROBLEMS, handle_errors
@@ -55,6 +56,7 @@ def create_app(
     limits: Optional[Limits] = None,
     paths_allowed: bool = False,
     when_ready: Optional[Callable[[], Awaitable[None]]] = None,
+    entrance: Optional[Entrance] = None,
 ) -> FastAPI:
     """The server as an ASGI application.
 
@@ -64,6 +66,7 @@ def create_app(
         limits: see ``Limits``.
         paths_allowed: whether clients may open files of the server's user by path.
         when_ready: awaited once, after start.
+        entrance: an address that leads to the page once.
     """
     chosen = limits or Limits()
 
@@ -94,6 +97,8 @@ def create_app(
     app.state.paths_allowed = paths_allowed
     for part in (router, volume_routes.router, session_routes.router):
         app.include_router(part)
+    if entrance is not None:
+        app.include_router(entrance.router())
     app.add_middleware(Guard, access=access or Access(), limits=chosen)
     handle_errors(app)
     if (PAGE_FOLDER / "index.html").is_file():

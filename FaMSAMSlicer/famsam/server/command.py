@@ -130,20 +130,30 @@ def view(args: argparse.Namespace) -> int:
         return 0
     token = secrets.token_urlsafe(24)
     args.allow_host, args.tls_certificate, args.tls_key = [], None, None
-    server = Server(args, host="127.0.0.1", port=_view_port(args), token=token, limits=Limits(), paths_allowed=True)
     wanted = "sample" if args.image is None else f"path={quote(str(Path(args.image).absolute()), safe='/')}"
-    address = f"{server.address}#token={token}&{wanted}"
-    _say(f"FaM-SAM shows {'the sample' if args.image is None else args.image} at\n    {address}\nCtrl+C ends it.")
+    page = f"/#token={token}&{wanted}"
+    opens = _has_screen() and not args.no_browser
+    server = Server(
+        args,
+        host="127.0.0.1",
+        port=_view_port(args),
+        token=token,
+        limits=Limits(),
+        paths_allowed=True,
+        opened_page=page if opens else None,
+    )
+    shown = "the sample" if args.image is None else args.image
+    _say(f"FaM-SAM shows {shown} at\n    {server.address}{page[1:]}\nCtrl+C ends it.")
     if not _has_screen():
         _say(
             "There is no screen here. To open the address on a machine that has one, first run there:\n"
             f"    ssh -N -L {server.port}:127.0.0.1:{server.port} {socket.gethostname()}"
         )
-    return server.run(address if _has_screen() and not args.no_browser else None)
+    return server.run()
 
 
 class Server:
-    """The application bound to its address."""
+    """The application bound to its address; opens ``opened_page``, a path with its fragment, in the browser."""
 
     def __init__(
         self,
@@ -154,11 +164,13 @@ class Server:
         token: Optional[str],
         limits: Limits,
         paths_allowed: bool,
+        opened_page: Optional[str] = None,
     ) -> None:
         try:
             import uvicorn
 
             from .app import create_app
+            from .entrance import Entrance
             from .security import LOOPBACK_NAMES, Access
         except ImportError as error:
             raise MissingDependencyError(f"the server needs {error.name}: pip install 'famsam[server]'") from error
@@ -172,13 +184,15 @@ class Server:
         with ThreadPoolExecutor(1) as loading:  # see fairness.ModelThread: this thread must not use several cores
             self.model = loading.submit(load_model, args.model, args.device, args.precision).result()
         hosts = None if host not in LOOPBACK else LOOPBACK_NAMES | {name.lower() for name in args.allow_host}
-        self._browse: Optional[str] = None
+        entrance = None if opened_page is None else Entrance(opened_page)
+        self._browse = None if entrance is None else self.address.rstrip("/") + entrance.path
         app = create_app(
             self.model,
             access=Access(token, hosts),
             limits=limits,
             paths_allowed=paths_allowed,
             when_ready=self._open_browser,
+            entrance=entrance,
         )
         config = uvicorn.Config(
             app,
@@ -192,9 +206,8 @@ class Server:
         )
         self._uvicorn: Any = uvicorn.Server(config)
 
-    def run(self, browse: Optional[str] = None) -> int:
-        """Serve until interrupted; opens ``browse`` in the browser at the start."""
-        self._browse = browse
+    def run(self) -> int:
+        """Serve until interrupted."""
         try:
             self._uvicorn.run(sockets=[self._socket])
         except KeyboardInterrupt:

@@ -21,7 +21,7 @@ from typing import Any, Callable, Iterator, List, Tuple
 import torch
 
 from ..errors import FamsamError
-from ..runtime import autocast
+from ..runtime import autocast, thread_count
 
 
 class ModelBusyError(FamsamError):
@@ -71,7 +71,8 @@ class ModelThread:
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._executor.submit(_use_threads, torch.get_num_threads()).result()
+        standing = torch.get_num_threads()
+        self._executor.submit(lambda: _use_threads(thread_count(standing))).result()
         self._limited = threading.local()
 
     def run(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

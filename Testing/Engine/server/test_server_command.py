@@ -118,3 +118,35 @@ def test_view_prints_an_address_that_opens_the_image(model: Any, tmp_path: Path)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and "Traceback" not in errors
     assert not any(scratch.iterdir())
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the browser is a shell script, and the server is ended as POSIX allows")
+def test_view_opens_a_browser_without_telling_the_token_to_others(model: Any, tmp_path: Path) -> None:
+    weights, browser, told = tmp_path / "weights.safetensors", tmp_path / "browser", tmp_path / "told"
+    save_model(model, weights)
+    browser.write_text(f'#!/bin/sh\necho "$@" > "{told}.part"\nmv "{told}.part" "{told}"\n')
+    browser.chmod(0o700)
+    environment = {**environment_without_screen(), "DISPLAY": ":99", "BROWSER": f"{browser} %s"}
+    del environment["SSH_CONNECTION"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", VIEW, "--port", "0", "--model", str(weights)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        process.stdout.readline()
+        address, _, fragment = process.stdout.readline().strip().partition("#")
+        token = parse_qs(fragment)["token"][0]
+        with httpx.Client(base_url=address, transport=httpx.HTTPTransport(retries=20), timeout=60) as client:
+            assert client.get("/").status_code == 200, "the browser is opened before the first answer"
+            opened = told.read_text().strip()
+            assert opened.startswith(address) and token not in opened
+            assert client.get(opened).headers["location"] == f"/#{fragment}"
+            assert client.get(opened).status_code == 410
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+    assert process.returncode == 0
