@@ -45,6 +45,8 @@ class SegmenterOptions:
     """A structure that a first look shows whole, with at least this predicted IoU, needs no others."""
     wider_trust: float = 0.8
     """A wider view is taken if its predicted IoU is at least this share of the narrower one's."""
+    scout_trust: float = 0.5
+    """A full look with less than this share of the predicted IoU that a small crop of the same view had is doubted."""
     refine_above: float = 1.3
     """Views coarser than this many times the first spacing get their borders refined by finer tiles."""
     most_tiles: int = 12
@@ -149,13 +151,18 @@ class Segmenter:
         """The view to go by, its logits and predicted IoU.
 
         A structure seen for the first time is scouted in small crops, an eighth of the work each, where the model takes
-        them; what they led to is then looked at in full.
+        them; what they led to is then looked at in full. If that loses what the scout saw, it looks again with that as
+        the previous logits, and the most trusted of the three counts.
         """
         views = self._start_views(prompts, previous)
         size = self.model.crop_size
         if len(views) > 1 and self.model.scout_size is not None:
-            view, *_ = yield from self._followed(views, prompts, previous, self.model.scout_size)
+            view, seen, trust = yield from self._followed(views, prompts, previous, self.model.scout_size)
             logits, quality = yield from self._look(view, prompts, previous, size)
+            if quality < self.options.scout_trust * trust:
+                scouted = F.interpolate(seen, size=logits.shape[2:], mode="trilinear")
+                again = self.decode(self.embedding(view), view, prompts, scouted.clamp(-6, 6))
+                logits, quality = max((logits, quality), (scouted, trust), again, key=lambda found: found[1])
             return view, logits, quality
         return (yield from self._followed(views, prompts, previous, size))
 

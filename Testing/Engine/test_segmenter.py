@@ -228,6 +228,28 @@ def test_a_view_is_chosen_in_small_crops_and_looked_at_once(monkeypatch, trust, 
     assert dice(first.mask.dense(), truth) > 0.95
 
 
+@pytest.mark.parametrize("again, counts", [(0.7, "the look again"), (0.2, "the scout")])
+def test_a_full_look_that_loses_what_the_scout_saw_is_doubted(monkeypatch, again, counts):
+    size, spacing = (110, 110, 110), (2.0, 2.0, 2.0)
+    truth = ball(mm_of(size, spacing), (110, 110, 110), 35)
+    segmenter = Segmenter(ThresholdModel(scout_size=64), scan_of(truth, spacing))
+    seen, decode = [], segmenter.decode
+
+    def blind_in_full(embedding, view, prompts, prior):
+        logits, _ = decode(embedding, view, prompts, prior)
+        seen.append((view.size, prior is not None))
+        if view.size == 64:
+            return logits, 0.6
+        return (logits, again) if prior is not None else (torch.full_like(logits, -4.0), 0.1)
+
+    monkeypatch.setattr(segmenter, "decode", blind_in_full)
+    first = run(segmenter, [(55, 55, 55)])[-1]
+    assert seen == [(64, False), (128, False), (128, True)]
+    assert dice(first.mask.dense(), truth) > 0.9
+    assert first.quality == pytest.approx(max(again, 0.6)), counts
+    assert first.logits.shape[-1] == segmenter.model.mask_size
+
+
 def test_what_one_tile_shows_whole_is_looked_at_through_it_from_then_on(monkeypatch):
     size, spacing = (110, 110, 110), (3.0, 3.0, 3.0)
     truth = ball(mm_of(size, spacing), (160, 170, 150), 55)
