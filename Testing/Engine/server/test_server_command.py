@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ import httpx
 import pytest
 from famsam.checkpoints import save_model
 from famsam.errors import ConfigError
-from famsam.server.command import add_serve_arguments, add_view_arguments, serve, view
+from famsam.server.command import _bound, add_serve_arguments, add_view_arguments, serve, view
 from server_fixtures import ball_zyx, nifti_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -57,6 +58,25 @@ def test_a_taken_port_is_told() -> None:
         other.listen()
         with pytest.raises(ConfigError, match="another --port"):
             serve(serve_arguments("--port", str(other.getsockname()[1])))
+
+
+def test_answers_leave_at_once() -> None:
+    """Without TCP_NODELAY the second part of an answer waits for the first one's acknowledgement."""
+    kept: List[int] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        kept.append(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async def connect_once() -> None:
+        listener = _bound("127.0.0.1", 0)
+        async with await asyncio.start_server(answer, sock=listener):
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            await reader.read()
+            writer.close()
+
+    asyncio.run(connect_once())
+    assert kept and kept[0] != 0
 
 
 def test_a_missing_image_is_told() -> None:
