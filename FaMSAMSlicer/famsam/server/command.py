@@ -247,7 +247,7 @@ def _check_certificate(certificate: str, key: str) -> None:
 
 def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With its protocol named, asyncio sends what there is at once; else every answer waits 40 ms for an acknowledgement.
+    # With its protocol named, asyncio sends at once what there is; else each answer waits 40 ms for an acknowledgement.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     if os.name != "nt":
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
