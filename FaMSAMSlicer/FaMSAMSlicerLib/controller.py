@@ -183,7 +183,7 @@ class Controller(Selection):
         while self._running is not None and time.perf_counter() < deadline:
             wait([self._running.future], timeout=max(0.0, deadline - time.perf_counter()))
             self.poll()
-        if self._running is not None or self._waiting:
+        if self._running is not None or self._waiting or self._waiting.has_shelved:
             logger.warning("Clicks that had not been computed yet were dropped when the effect was left.")
 
     def close(self) -> None:
@@ -197,6 +197,7 @@ class Controller(Selection):
 
     def sync(self) -> None:
         """Bring the views in line with the selected segment: after undo, redo, loading, selecting another one."""
+        self._waiting.bring_back(self.segmentation_node)
         self.points.show(self._prompts(), self.segmentation_node)
         self._doubt.want(self._doubted_state() if self.doubt_visible else None)
 
@@ -293,6 +294,9 @@ class Controller(Selection):
         if segment is None:
             self._say("")
             return
+        if asked.node is not self.segmentation_node:
+            self._shelve(asked)
+            return
         asking = question(asked, segment, self.volume_node, self.choice)
         self._running = _Running(self.engine.submit(asking.request), asking)
         self._tell_busy()
@@ -325,11 +329,17 @@ class Controller(Selection):
             self._tell(Status(_("Preview"), False, self.busy, _ms_since(asked.since), outcome.quality))
             return
         if asked.node is not self.segmentation_node:
-            raise PromptError(_("The last click was dropped, because another segmentation was selected meanwhile."))
+            self._shelve(asked)
+            return
         if fingerprint(segment) != running.question.before:
             self._dispatch(asked)
             return
         self._commit(running, outcome, segment)
+
+    def _shelve(self, asked: Asked) -> None:
+        """The Segment Editor writes into the selected segmentation only."""
+        self._waiting.shelve(asked)
+        self._say(_("A click on another segmentation waits until that one is selected again."))
 
     def _lost_connection(self, error: Exception) -> None:
         """Said in one line, which stays until the server answers; what was done waits and is asked for again."""

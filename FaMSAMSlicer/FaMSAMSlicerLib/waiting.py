@@ -30,10 +30,14 @@ class Asked:
 
 
 class Waiting:
-    """The queue. A preview waits only where nothing else does; of a point's moves only the newest waits."""
+    """The queue. A preview waits only where nothing else does; of a point's moves only the newest waits.
+
+    Beside it lies what can only be done while its segmentation is selected, until that is so again.
+    """
 
     def __init__(self) -> None:
         self._asked: List[Asked] = []
+        self._shelved: List[Asked] = []
 
     def __bool__(self) -> bool:
         return bool(self._asked)
@@ -63,6 +67,21 @@ class Waiting:
         else:
             self._asked.insert(0, asked)
 
+    def shelve(self, asked: Asked) -> None:
+        """Lay aside what is for a segmentation that is not selected; a preview is not worth it."""
+        if not asked.is_preview:
+            self._shelved.append(asked)
+
+    def bring_back(self, node: Any) -> None:
+        """Put what was laid aside for a segmentation to the front."""
+        self._asked[:0] = [asked for asked in self._shelved if asked.node is node]
+        self._shelved = [asked for asked in self._shelved if asked.node is not node]
+
+    @property
+    def has_shelved(self) -> bool:
+        """Whether anything is laid aside."""
+        return bool(self._shelved)
+
     def take(self) -> Asked:
         """The steps that come next."""
         return self._asked.pop(0)
@@ -73,8 +92,9 @@ class Waiting:
 
     def clear(self) -> None:
         """Nothing any more."""
-        self._asked = []
+        self._asked, self._shelved = [], []
 
     def steps(self, node: Any, segment_id: str) -> Tuple[Step, ...]:
         """What waits for one segment."""
-        return tuple(step for asked in self._asked if asked.is_for(node, segment_id) for step in asked.steps)
+        here = (asked for asked in (*self._shelved, *self._asked) if asked.is_for(node, segment_id))
+        return tuple(step for asked in here for step in asked.steps)

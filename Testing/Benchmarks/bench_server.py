@@ -110,7 +110,7 @@ def main() -> int:
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument(
-        "--warm-up", type=int, default=120, help="interactions of every client until caches are full: then memory counts"
+        "--warm-up", type=int, default=120, help="interactions of each client until caches are full; then memory counts"
     )
     parser.add_argument("--model", default="default", help="weights file, 'default' or 'untrained'")
     parser.add_argument("-o", "--output", type=Path, help="write the result there as JSON")

@@ -258,6 +258,27 @@ def test_cancel_drops_what_is_under_way(held):
     assert dice(held.mask(), held.balls[0]) > 0.7, "the dropped click has left nothing in the session"
 
 
+def test_clicks_wait_while_another_segmentation_is_selected(held):
+    other = host.segmentation(held.volume, "elsewhere")
+    held.model.gate.clear()
+    held.controller.click(held.centre(0))  # this one is with the worker,
+    held.controller.click(held.centre(0, (1, 0, 0)))  # this one is not
+    held.effect.select(other, held.volume, "elsewhere")
+    held.controller.sync()
+    held.model.gate.set()
+    held.settle()
+    status = held.controller.status
+    assert not held.controller.has_work and not status.busy and not status.is_error and "waits" in status.message
+    assert not held.mask().any() and held.controller.points.node.GetNumberOfControlPoints() == 0
+    held.click(held.centre(1))
+    assert dice(host.segment_mask(other, "elsewhere", held.size_zyx), held.balls[1]) > 0.7
+    held.effect.select(held.segmentation, held.volume, "first")
+    held.controller.sync()
+    assert held.controller.points.node.GetNumberOfControlPoints() == 2
+    held.settle()
+    assert len(held.controller.state.prompts) == 2 and dice(held.mask(), held.balls[0]) > 0.7
+
+
 def test_another_segment_selected_while_computing_gets_nothing(held):
     held.model.gate.clear()
     held.controller.click(held.centre(0))
