@@ -117,7 +117,9 @@ def canonical_prompts(prompts: Sequence[Prompt], volume: Volume) -> Prompts:
 def _coordinates(point_ras_mm: Point3) -> Tuple[float, float, float]:
     try:
         r, a, s = (float(v) for v in point_ras_mm)
-    except (TypeError, ValueError, OverflowError) as error:
+    except OverflowError as error:
+        raise PromptError("Expected three numbers (R, A, S) in millimetres, got one that is too large.") from error
+    except (TypeError, ValueError) as error:
         raise PromptError(f"Expected three numbers (R, A, S) in millimetres, got {point_ras_mm!r}.") from error
     if not np.isfinite([r, a, s]).all():
         raise PromptError(f"Expected finite coordinates (R, A, S) in millimetres, got {(r, a, s)}.")

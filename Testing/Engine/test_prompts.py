@@ -43,7 +43,7 @@ def test_prompts_come_back_from_json(prompt):
         (lambda: PointPrompt.at((52, 30, 0), True, SCAN), "inside the image"),
         (lambda: PointPrompt.at((40, float("nan"), 0), True, SCAN), "finite"),
         (lambda: PointPrompt.at("here", True, SCAN), "three numbers"),
-        (lambda: PointPrompt.at((10**400, 0, 0), True, SCAN), "three numbers"),
+        (lambda: PointPrompt.at((10**400, 0, 0), True, SCAN), "too large"),
         (lambda: BoxPrompt.between((40, 30, 0), (36, 35, 9), SCAN), "inside out or flat"),
         (lambda: BoxPrompt.between((60, 30, 0), (70, 35, 9), SCAN), "overlaps the image"),
         (lambda: prompt_from_dict({"type": "scribble"}, SCAN), '"point" or "box"'),

@@ -83,6 +83,7 @@ def test_a_fault_of_its_own_is_a_sentence_and_the_server_goes_on(faulty: Any) ->
     made.fails = True
     failed = click()
     assert failed.status_code == 500 and failed.json()["code"] == "internal"
+    assert failed.headers["connection"] == "close", "so that the next request does not go where nobody listens"
     assert "Doe" not in failed.text and "Traceback" not in failed.text
     made.fails = False
     answer = click()
