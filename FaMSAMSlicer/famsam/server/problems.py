@@ -68,7 +68,7 @@ def handle_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
         detail = "something unexpected went wrong in the server; its log says what"
-        return _problem(500, "internal", detail, {"connection": "close"})  # uvicorn closes it: nobody is to use it again
+        return _problem(500, "internal", detail, {"connection": "close"})  # uvicorn closes it: not to be used again
 
 
 def _problem(status: int, code: str, detail: str, headers: Any = None) -> JSONResponse:
