@@ -12,6 +12,15 @@ import qt_host
 from worlds import dice
 
 
+def look_at(view, place):
+    """Turn the camera to a place, from 200 mm behind it."""
+    camera = view._renderer.GetActiveCamera()
+    camera.SetFocalPoint(*place)
+    camera.SetPosition(*np.add(place, (0, -200, 0)))
+    camera.SetViewUp(0, 0, 1)
+    view._renderer.ResetCameraClippingRange()
+
+
 def test_click_in_the_3d_view(app):
     app.start()
     view = qt_host.ThreeDView()
@@ -23,11 +32,7 @@ def test_click_in_the_3d_view(app):
     actor = vtk.vtkActor()
     actor.SetMapper(mapper)
     view._renderer.AddActor(actor)
-    camera = view._renderer.GetActiveCamera()
-    camera.SetFocalPoint(*app.center(0))
-    camera.SetPosition(*np.add(app.center(0), (0, -200, 0)))
-    camera.SetViewUp(0, 0, 1)
-    view._renderer.ResetCameraClippingRange()
+    look_at(view, app.center(0))
     app.send("LeftButtonPressEvent", view, (150, 150))
     app.send("LeftButtonReleaseEvent", view, (190, 150))
     app.settle()
@@ -55,11 +60,7 @@ def test_a_volume_rendering_is_clicked_where_it_becomes_opaque(app):
     rendered.SetMapper(mapper)
     rendered.GetProperty().SetScalarOpacity(opacity)
     view._renderer.AddVolume(rendered)
-    camera = view._renderer.GetActiveCamera()
-    camera.SetFocalPoint(*app.center(1))
-    camera.SetPosition(*np.add(app.center(1), (0, -200, 0)))
-    camera.SetViewUp(0, 0, 1)
-    view._renderer.ResetCameraClippingRange()
+    look_at(view, app.center(1))
     for pixel in ((150, 150), (295, 295)):
         app.send("LeftButtonPressEvent", view, pixel)
         app.send("LeftButtonReleaseEvent", view, pixel)
