@@ -95,6 +95,20 @@ class CompactMask:
             out[_slices((origin_zyx, end), whole[0])] = voxels_zyx
         return CompactMask.of(self.size_zyx, out, whole[0])
 
+    def united(self, other: CompactMask) -> CompactMask:
+        """What is in this mask or in another on the same grid."""
+        whole = union(self.box_zyx, other.box_zyx)
+        if whole is None:
+            return self
+        return CompactMask.of(self.size_zyx, self.within(whole) | other.within(whole), whole[0])
+
+    def shared(self, other: CompactMask) -> CompactMask:
+        """What is in both this mask and another on the same grid."""
+        both = intersect(self.box_zyx, other.box_zyx) if self.box_zyx and other.box_zyx else None
+        if both is None:
+            return CompactMask.empty(self.size_zyx)
+        return CompactMask.of(self.size_zyx, self.within(both) & other.within(both), both[0])
+
     def changed_box(self, other: CompactMask) -> Optional[Box]:
         """The smallest box outside of which this mask and another on the same grid agree; None if they are equal."""
         whole = union(self.box_zyx, other.box_zyx)

@@ -21,7 +21,7 @@ from .compact_mask import CompactMask
 from .embeddings import Embeddings
 from .geometry import Box, Grid, bounding_box, box_slices, union
 from .model.base import Embedding, PromptableModel
-from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE
+from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE, one_way
 from .pieces import bounds_of_piece_nearest, piece_at
 from .resample import CropBox, extract_crop, mask_to_crop, paste_logits
 from .runtime import autocast
@@ -137,7 +137,7 @@ class Segmenter:
         with _Clock(self._timings, "paste"):
             fine = self.own_pieces(fine, view, prompts, previous.mask, base)
             mask = self.pasted(previous.mask, view, fine)
-            mask = self._obeying(mask, prompts)
+            mask = self._obeying(mask, prompts, previous.mask)
         if tile is not None and mask.box_zyx is not None:
             low, high = (np.array(corner, dtype=float) for corner in mask.box_zyx)
             if self.chooser.fits(tile[0], low, high):  # what one tile shows whole is looked at through it from now on
@@ -232,7 +232,11 @@ class Segmenter:
         """Logits (1, 1, n, n, n) and the predicted IoU of the object in a view, from a crop of that size."""
         view = replace(view, spacing_mm=view.spacing_mm * view.size / size, size=size)
         embedding = yield from self._encoded(view)
-        return self.decode(embedding, view, prompts, self.prior(view, previous))
+        prior = self.prior(view, previous)
+        logits, quality = self.decode(embedding, view, prompts, prior)
+        if self.model.one_way and prior is not None:
+            logits = one_way(logits, prior, torch.tensor(prompts.labels[-1:], device=logits.device))
+        return logits, quality
 
     def _encoded(self, view: CropBox) -> Generator[None, None, Embedding]:
         """The embedding of a view, with a halt if it was not there."""
@@ -379,8 +383,15 @@ class Segmenter:
         voxels, box = paste_logits(logits[0, 0], self.grid, view)
         return mask.replaced(region, voxels, box[0] if box else region[0])
 
-    def _obeying(self, mask: CompactMask, prompts: Prompts) -> CompactMask:
-        """The mask with every clicked voxel as its click says; of two clicks on one voxel the later counts."""
+    def _obeying(self, mask: CompactMask, prompts: Prompts, before: CompactMask) -> CompactMask:
+        """The mask with every clicked voxel as its click says; of two clicks on one voxel the later counts.
+
+        With a model for that, a positive click takes nothing from the mask before, and a negative one adds nothing.
+        """
+        if self.model.one_way and prompts.labels[-1] == POSITIVE:
+            mask = mask.united(before)
+        elif self.model.one_way and prompts.labels[-1] == NEGATIVE:
+            mask = mask.shared(before)
         said: Dict[Tuple[int, int, int], bool] = {}
         for point, label in zip(prompts.points_zyx, prompts.labels):
             if label in (POSITIVE, NEGATIVE):

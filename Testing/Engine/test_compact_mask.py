@@ -90,6 +90,14 @@ def test_replaced_changes_the_region_and_nothing_else(case):
 
 
 @given(mask_pairs())
+def test_united_and_shared_are_numpys_or_and_and(pair):
+    a, b = pair
+    for found, expected in ((packed(a).united(packed(b)), a | b), (packed(a).shared(packed(b)), a & b)):
+        np.testing.assert_array_equal(found.dense(), expected)
+        assert found.box_zyx == bounding_box(expected), "the box stays tight"
+
+
+@given(mask_pairs())
 def test_changed_box_is_the_smallest_that_holds_every_difference(pair):
     a, b = pair
     assert packed(a).changed_box(packed(b)) == bounding_box(a ^ b)

@@ -393,6 +393,36 @@ def test_a_negative_click_far_away_adds_nothing():
     np.testing.assert_array_equal(two.mask.dense(), one.mask.dense())
 
 
+class FickleModel(ThresholdModel):
+    """After one click it finds everything bright; after a further one only what lies on that side of the first."""
+
+    def decode(self, embedding, points_BN3, labels_BN, mask_logits_B1zyx=None, multimask=False):
+        logits, quality = super().decode(embedding, points_BN3[:, :1], labels_BN[:, :1])
+        if points_BN3.shape[1] > 1:
+            middle, newest = ((points_BN3[0, n, 0] + 0.5) / 2 - 0.5 for n in (0, -1))
+            z = torch.arange(self.mask_size)[:, None, None]
+            logits = torch.where((z < middle) == (newest < middle), logits, -4.0)
+        return logits, quality
+
+
+@pytest.mark.parametrize("label", [POSITIVE, NEGATIVE])
+def test_a_positive_click_only_adds_and_a_negative_one_only_takes_away(label):
+    first, _, volume = two_balls()
+    points, labels = [(20, 30, 30), (28, 30, 30)], [POSITIVE, label]
+    free = run(Segmenter(FickleModel(), volume), points, labels)[1].mask.dense()
+    one, two = run(Segmenter(FickleModel(one_way=True), volume), points, labels)
+    whole, bound = one.mask.dense(), two.mask.dense()
+    assert dice(whole, first) > 0.95 and (whole & ~free).sum() > 0.4 * whole.sum() and one.view == two.view
+    if label == POSITIVE:
+        np.testing.assert_array_equal(bound, whole)
+        assert (two.logits >= one.logits).all()
+    else:
+        assert not (bound & ~whole).any() and 0 < bound.sum() < 0.6 * whole.sum()
+        assert (two.logits <= one.logits).all()
+    empty = run(Segmenter(FickleModel(one_way=True), volume), points[:1], [NEGATIVE])[0]
+    assert not empty.mask.dense().any()
+
+
 def test_every_clicked_voxel_obeys_and_the_later_click_counts():
     _, _, volume = two_balls()
     points = [(20, 30, 30), (20, 30, 31), (20, 30, 31), (5, 5, 5), (149, 59, 59), (149, 59, 59)]

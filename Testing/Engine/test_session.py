@@ -55,6 +55,18 @@ def test_clicked_voxels_obey_whatever_the_rest_looks_like(session):
     assert result.mask_zyx[voxel_of(volume, outside)], "of two clicks on one voxel the later counts"
 
 
+def test_one_way_holds_for_a_mask_to_start_from_and_a_box_decides_anew(session):
+    start = np.zeros(session.volume.grid.size_zyx, dtype=bool)
+    start[12:28, 10:24, 20:40] = True
+    session.set_mask(start)
+    after = session.add_point(centre_of(session.volume, (0, 6, 0)), positive=False).mask_zyx
+    assert not (after & ~start).any()
+    session.reset()
+    session.set_mask(start)
+    boxed = session.add_box(centre_of(session.volume, (-12, -12, -12)), centre_of(session.volume, (12, 12, 12)))
+    assert (boxed.mask_zyx & ~start).any() and (start & ~boxed.mask_zyx).any()
+
+
 def test_mask_has_the_image_shape_and_only_the_changed_box_changed(session):
     before = session.result.mask_zyx
     result = session.add_point(centre_of(session.volume))

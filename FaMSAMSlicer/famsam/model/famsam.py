@@ -73,6 +73,7 @@ class Famsam(PromptableModel):
     name = "famsam"
     scout_size = 64
     takes_boxes = True
+    one_way = True
     fast_on_cpu = ("int8", "bf16")
     pausing = TokenPausing()
     """A run-time setting, made by ``load_model``; no part of the configuration. Change it before a session sees a

@@ -128,6 +128,20 @@ def box_map(points_BN3: Tensor, labels_BN: Tensor, size_zyx: Tuple[int, ...]) ->
     return inside
 
 
+def one_way(logits_BMzyx: Tensor, previous_B1zyx: Tensor, newest_B: Tensor) -> Tensor:
+    """Logits that a positive click did not lower anywhere, nor a negative one raise.
+
+    What a network changes against the sense of a click is worse than what was there more often than not.
+
+    Args:
+        previous_B1zyx: the logits before the click.
+        newest_B: the newest prompt's label; only those of clicks change anything.
+    """
+    label_B1111 = newest_B.view(-1, 1, 1, 1, 1)
+    raised = torch.where(label_B1111 == POSITIVE, torch.maximum(logits_BMzyx, previous_B1zyx), logits_BMzyx)
+    return torch.where(label_B1111 == NEGATIVE, torch.minimum(raised, previous_B1zyx), raised)
+
+
 def keep_clicks(logits_BMzyx: Tensor, points_BN3: Tensor, labels_BN: Tensor, radius: float = 1.0) -> Tensor:
     """Logits that obey the clicks: at least +2 within ``radius`` voxels of a positive click, at most -2 near a
     negative one; where both are near, the nearer click decides.

@@ -67,8 +67,22 @@ def rounds_of_clicks(
             part, last = round_loss(decoded, (points, labels, previous), number == 1)
             loss = loss + part
             first = last if number == 1 else first
-        previous = prompt_maps.keep_clicks(decoded[0][:, :1].detach().float(), points / 2 - 0.25, labels)
+        previous = next_logits(model, decoded[0][:, :1].detach(), previous, points, labels)
     return loss / min(rounds, 2), first, last
+
+
+def next_logits(
+    model: PromptableModel,
+    logits_B1zyx: Tensor,
+    previous_B1zyx: Optional[Tensor],
+    points_BN3: Tensor,
+    labels_BN: Tensor,
+) -> Tensor:
+    """What the next round gets as previous logits, with the guarantees that a session gives."""
+    logits = logits_B1zyx.float()
+    if model.one_way and previous_B1zyx is not None:
+        logits = prompt_maps.one_way(logits, previous_B1zyx, labels_BN[:, -1])
+    return prompt_maps.keep_clicks(logits, points_BN3 / 2 - 0.25, labels_BN)
 
 
 def label_loss(config: TrainConfig, targets: Tensor) -> RoundLoss:
@@ -132,7 +146,7 @@ def validation_scores(
                 simulator.click(previous)
                 points, labels = simulator.points_BN3, simulator.labels_BN
                 logits, _ = prompting.decode(model, embedding, points, labels, previous)
-                previous = prompt_maps.keep_clicks(logits.float(), points / 2 - 0.25, labels)
+                previous = next_logits(model, logits, previous, points, labels)
                 iou = true_iou(previous, targets)
                 totals[number] += float((2 * iou / (1 + iou)).sum())
         count += len(targets)

@@ -15,6 +15,7 @@ from famsam.model.prompt_maps import (
     geodesic_distance,
     intensity_likeness,
     keep_clicks,
+    one_way,
     path_costs,
     point_masks,
 )
@@ -205,6 +206,15 @@ def test_keep_clicks_where_both_signs_are_near_the_nearer_decides():
     assert kept[2, 3, 0] == 2 and kept[2, 3, 3] == -2
     same = keep_clicks(logits, points((2, 3, 1), (2, 3, 1)), torch.tensor([[1, 0]]))[0, 0]
     assert same[2, 3, 1] == 2, "of two at the same place the positive one holds"
+
+
+def test_one_way_raises_for_positive_lowers_for_negative_clicks_and_leaves_the_rest():
+    generator = torch.Generator().manual_seed(0)
+    logits, previous = (torch.randn(4, masks, *SIZE, generator=generator) for masks in (2, 1))
+    found = one_way(logits, previous, torch.tensor([1, 0, 3, -1]))
+    torch.testing.assert_close(found[0], torch.maximum(logits[0], previous[0]))
+    torch.testing.assert_close(found[1], torch.minimum(logits[1], previous[1]))
+    torch.testing.assert_close(found[2:], logits[2:], msg="a box's corner or padding says nothing of the direction")
 
 
 def all_maps(image, clicks, labels):
