@@ -52,7 +52,7 @@ class TrainConfig:
     decay_fraction: float = 0.35
     """The last share of the run over which the learning rate falls to zero (warm-up, stable, decay)."""
     ema: float = 0.998
-    """Decay of the averaged weights, which are the ones that ship."""
+    """Decay of the averaged weights, which are the ones that ship; smaller at first, min(ema, (1 + n) / (10 + n))."""
     pool: int = 64
     """Crops kept ready; a step replaces ``fresh`` of them, so that one crop serves several steps."""
     fresh: float = 1.0

@@ -14,7 +14,7 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -81,9 +81,7 @@ class Trainer:
         for _, size, _ in self.config.sizes:
             prompting.check_crop_size(self.model, size)
         self.learner = self._make_learner().to(self.device)
-        self.average = torch.optim.swa_utils.AveragedModel(
-            self.model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(self.config.ema)
-        )
+        self.average = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=_moving_average(self.config.ema))
         self.optimisers = _optimisers(self.learner, self.config)
         self.step = 0
         self.seconds = 0.0
@@ -237,6 +235,16 @@ class Trainer:
         model = self.average.module
         assert isinstance(model, PromptableModel)
         return model.eval()
+
+
+def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
+    """An exponential moving average whose memory grows to that of ``decay``: the first steps are soon forgotten."""
+
+    def update(averaged: Any, current: Any, count: Any) -> None:
+        grown = min(decay, (1 + float(count)) / (10 + float(count)))
+        torch.optim.swa_utils.get_ema_multi_avg_fn(grown)(averaged, current, count)
+
+    return update
 
 
 def _optimisers(learner: nn.Module, config: TrainConfig) -> List[torch.optim.Optimizer]:

@@ -395,3 +395,16 @@ def test_damaged_configuration_files_are_refused(tmp_path, text, message):
         read_config(path)
     with pytest.raises(ConfigError, match="as JSON"):
         read_config(tmp_path / "absent.json")
+
+
+def test_the_average_forgets_its_start_and_ends_with_the_given_memory(tmp_path):
+    trainer = Trainer(tmp_path, ball_source, dataclasses.replace(SHORT, ema=0.5), TINY)
+    generator, expected = torch.Generator().manual_seed(0), None
+    for n in range(12):
+        with torch.no_grad():
+            for parameter in trainer.model.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        trainer.average.update_parameters(trainer.model)
+        share = 1.0 if expected is None else 1 - min(0.5, (1 + n) / (10 + n))
+        expected = torch.lerp(parameters(trainer) if expected is None else expected, parameters(trainer), share)
+    torch.testing.assert_close(averaged(trainer), expected)
