@@ -51,6 +51,8 @@ class FamsamConfig:
 
     proposals: bool = added_later(False)
     """Whether there is a head that proposes coarse masks without a prompt (0.1 million parameters)."""
+    fusion: bool = added_later(True)
+    """Whether the decoder sees the stem's finer features beside the tokens (Med-FastSAM's multi-scale fusion)."""
 
     def __post_init__(self) -> None:
         for name in ("stem_channels", "decoder_channels"):
@@ -65,6 +67,8 @@ class FamsamConfig:
                 f"depth and mask_count must be at least 1 and decoder_depth at least 0, got {self.depth}, "
                 f"{self.mask_count} and {self.decoder_depth}."
             )
+        if self.proposals and not self.fusion:
+            raise ConfigError("proposals need the finer features that fusion=False leaves out of the decoder.")
 
 
 class Famsam(PromptableModel):
@@ -96,6 +100,7 @@ class Famsam(PromptableModel):
             config.heads,
             [config.decoder_attention] * config.decoder_depth,
             config.mask_count,
+            config.fusion,
         )
         self.proposal_head: Optional[ProposalHead] = None
         if config.proposals:

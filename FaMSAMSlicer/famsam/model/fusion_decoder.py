@@ -65,6 +65,7 @@ class FusionDecoder(nn.Module):
         heads: int,
         patterns: Sequence[AttentionPattern],
         mask_count: int,
+        fusion: bool = True,
     ) -> None:
         super().__init__()
         c4, c8, c16 = channels
@@ -77,8 +78,8 @@ class FusionDecoder(nn.Module):
         self.maps4 = int8.Conv3d(MAPS_STRIDE4, c4, 3, padding=1)
         self.maps8 = int8.Conv3d(MAPS_STRIDE4, c8, 3, padding=1)
         self.maps16 = nn.Conv3d(MAPS_STRIDE4, c16, 3, padding=1)
-        self.features4 = nn.Conv3d(s4, c4, 1)
-        self.features8 = nn.Conv3d(s8, c8, 1)
+        self.features4 = nn.Conv3d(s4, c4, 1) if fusion else Nothing()
+        self.features8 = nn.Conv3d(s8, c8, 1) if fusion else Nothing()
         self.features16 = nn.Conv3d(token_channels, c16, 1)
         self.down4 = nn.Conv3d(c4, c8, 2, stride=2)
         self.first8 = ConvBlock(c8)
@@ -89,7 +90,7 @@ class FusionDecoder(nn.Module):
         self.up4 = nn.ConvTranspose3d(c8, c4, 2, stride=2)
         self.mix4 = int8.Conv3d(c4, c4, 3, padding=1, bias=False)
         self.norm4 = nn.GroupNorm(c4 // 8, c4)
-        self.detail = nn.Conv3d(detail, c4, 1)
+        self.detail = nn.Conv3d(detail, c4, 1) if fusion else Nothing()
         self.fine = ConvBlock(c4)
         self.masks = nn.Conv3d(c4, 8 * mask_count, 1)
         self.quality = nn.Sequential(nn.Linear(c16 + c8 + c4, 64), nn.SiLU(), nn.Linear(64, mask_count))
@@ -191,6 +192,13 @@ class FusionDecoder(nn.Module):
             best = cosine_BNzyx.amax(dim=1).float()
             maps.append(torch.exp(self.similarity_scale * (best - 1.0)).masked_fill(missing, 0.0))
         return torch.stack(maps)
+
+
+class Nothing(nn.Module):
+    """A source that adds nothing: (B, C, z, y, x) -> zeros (B, 1, 1, 1, 1). The ablation of the fusion puts it in."""
+
+    def forward(self, x_BCzyx: Tensor) -> Tensor:
+        return x_BCzyx.new_zeros(len(x_BCzyx), 1, 1, 1, 1)
 
 
 def halved(x_BCZYX: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from famsam.checkpoints import load_model, save_model
@@ -80,6 +82,25 @@ def test_smaller_crops_batches_and_alternatives(model, size):
         assert ((quality >= 0) & (quality <= 1)).all()
 
 
+@torch.inference_mode()
+def test_without_fusion_the_stem_reaches_the_decoder_through_prompt_maps_and_tokens_only(tmp_path):
+    plain = small_model(dataclasses.replace(SMALL, fusion=False))
+    fused = small_model()
+    assert sum(p.numel() for p in plain.parameters()) < sum(p.numel() for p in fused.parameters())
+    crop = random_crop(64, batch=2)
+    points, labels = POINTS.repeat(2, 1, 1), LABELS.repeat(2, 1)
+    for model, matters in ((plain, False), (fused, True)):
+        embedding = model.encode(crop)
+        logits, _ = model.decode(embedding, points, labels)
+        tokens, (detail, f4, f8) = model.encoder(crop, model.pausing)
+        others = model.decoder.prepare(crop, tokens, detail + 1, f4, f8)
+        changed, _ = model.decode(dataclasses.replace(embedding, finer=others), points, labels)
+        assert logits.shape == (2, 1, 32, 32, 32)
+        assert (not torch.equal(logits, changed)) == matters
+    save_model(plain, tmp_path / "plain.safetensors")
+    assert not load_model(tmp_path / "plain.safetensors", device="cpu", precision="fp32").config.fusion
+
+
 def test_built_by_name():
     assert isinstance(build_model("famsam", SMALL), Famsam)
 
@@ -93,6 +114,7 @@ def test_built_by_name():
         ({"depth": 0}, "depth"),
         ({"decoder_depth": -1}, "decoder_depth"),
         ({"mask_count": 0}, "mask_count"),
+        ({"proposals": True, "fusion": False}, "fusion"),
     ],
 )
 def test_impossible_configurations_are_refused(change, message):
