@@ -31,6 +31,8 @@ from .runtime import choose_device, compute_in, use_fastest_threads
 from .safe_pickle import load_torch_file
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "famsam-s.safetensors"
+DEFAULT_PAUSED_SHARE = 0.9
+"""Of tokens, with those weights: the fastest of ``Testing/Benchmarks/bench_pausing.py`` that costs no 0.005 of Dice."""
 CONFIG_KEY = "famsam_config"
 CALIBRATION_KEY = "famsam_calibration"
 STORED = ("fp32", "fp16", "int8", "int6")
@@ -49,7 +51,7 @@ def load_model(
     device: str = "auto",
     precision: str = "auto",
     teacher: Optional[PathLike] = None,
-    paused_share: float = 0.0,
+    paused_share: Optional[float] = None,
 ) -> PromptableModel:
     """A model ready to use: weights loaded, in evaluation mode, without gradients.
 
@@ -62,7 +64,8 @@ def load_model(
             choice for ``runtime.autocast``; for "int8" there are quantised copies of them besides.
         teacher: a checkpoint with the prompt encoder and the mask decoder for a ``source`` that is an encoder alone.
         paused_share: share of the tokens that pause in the later blocks of a famsam encoder, 0 to below 1; more is
-            faster and less exact (see ``TokenPausing``). 0 changes nothing.
+            faster and less exact (see ``TokenPausing``). 0 changes nothing. None: as the shipped weights were measured
+            with for these, 0 for all others.
 
     Raises:
         CheckpointError: if a file is missing, damaged, unsafe, foreign, or does not fit its configuration.
@@ -71,6 +74,8 @@ def load_model(
     chosen_device = choose_device(device)
     path = _existing_file(DEFAULT_WEIGHTS if source == "default" else source)
     model = _model_from(path, None if teacher is None else _existing_file(teacher)).to(chosen_device)
+    if paused_share is None:
+        paused_share = DEFAULT_PAUSED_SHARE if path == DEFAULT_WEIGHTS else 0.0
     if paused_share:
         if not isinstance(model, Famsam):
             raise ConfigError(f"Tokens can pause in famsam models only, not in {model.name}; leave paused_share at 0.")

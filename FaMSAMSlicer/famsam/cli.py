@@ -377,8 +377,9 @@ def _model_options(parser: argparse.ArgumentParser, with_model: bool = True) -> 
 
 
 def _pause_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pause", type=float, default=0.0, metavar="SHARE",
-                        help="share of the encoder's tokens that pause in its later blocks: faster, less exact")
+    parser.add_argument("--pause", type=float, metavar="SHARE",
+                        help="share of the encoder's tokens that pause in its later blocks: faster, less exact; "
+                        "default: as the shipped weights were measured with, 0 for others")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def train_proposals(args: argparse.Namespace) -> Tuple[Dict[str, Any], List[str]
 
     if args.threads:
         torch.set_num_threads(args.threads)
-    model = load_model(args.model, args.device, args.precision)
+    model = load_model(args.model, args.device, args.precision, paused_share=0.0)
     if not isinstance(model, Famsam):
         raise ConfigError(f"Expected a famsam model to train a proposal head on, got {model.name}.")
     config = ProposalTraining(steps=args.steps, size=args.size, seed=args.seed)

@@ -11,6 +11,7 @@ from ..checkpoints import DEFAULT_WEIGHTS, load_model
 from ..model import int8
 from ..model.base import Embedding, PromptableModel
 from ..model.config import attention_ablation
+from ..model.famsam import Famsam
 from ..model.registry import build_model, default_config
 from ..runtime import autocast, choose_precision, compute_in
 from .machine import Limits, Work
@@ -98,6 +99,7 @@ class ModelCalls:
         return {
             "precision": self.model.precision,
             "parameters": sum(p.numel() for p in self.model.parameters()),
+            "paused_share": self.model.pausing.share if isinstance(self.model, Famsam) else 0.0,
             **{stage: limits.judged(timings[stage], work[stage]) for stage in work},
         }
 

@@ -52,6 +52,8 @@ class BenchReport:
         for name, found in self.configs.items():
             timings = "   ".join(f"{stage} {_judged(found[stage])}" for stage in MODEL_STAGES)
             size = f"{found['parameters'] / 1e6:.1f} M parameters{_memory(found['peak_mib'])}"
+            if found.get("paused_share"):
+                size += f", {100 * found['paused_share']:.0f} % of the tokens pause"
             rows.append(f"{name:10} {found['precision']}: {timings}   ({size})")
         rows.append("volume (x, y, z) " + " x ".join(str(n) for n in self.clicks["volume_xyz"]))
         rows += [f"  {name}: {_judged(found)}" for name, found in self.stages.items()]

@@ -32,7 +32,7 @@ class TokenPausing:
     share: float = 0.0
     """Share of the tokens that keep their value through the later blocks: those that the last block before changed
     least. 0: none, and the encoder computes exactly what it would without pausing."""
-    after: int = 2
+    after: int = 1
     """Blocks that every token passes."""
 
     def __post_init__(self) -> None:

@@ -258,7 +258,7 @@ class Distiller(Trainer):
         if not distill.teacher:
             raise ConfigError("A distillation needs the teacher's weights file, got none.")
         self.distill = distill
-        self.teacher = load_model(distill.teacher, str(device or "cpu"), "fp32")
+        self.teacher = load_model(distill.teacher, str(device or "cpu"), "fp32", paused_share=0.0)
         if student is None and not (Path(directory) / CONFIG_NAME).exists():
             student = student_of(self.teacher.config)
         super().__init__(directory, source, config, student, device)

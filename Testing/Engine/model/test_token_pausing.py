@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from famsam.checkpoints import load_model, save_model
+from famsam.checkpoints import DEFAULT_PAUSED_SHARE, load_model, save_model
 from famsam.errors import ConfigError
 from famsam.model.attention import AttentionPattern
 from famsam.model.famsam import Famsam, FamsamConfig
@@ -27,8 +27,15 @@ def crop(seed=0, size=64):
     return torch.rand(1, 1, size, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
-def encoded(model, share, after=2):
+def encoded(model, share, after=1):
     return model.encoder(crop(), TokenPausing(share, after))[0]
+
+
+def test_only_the_shipped_weights_pause_unless_told(model, tmp_path):
+    assert load_model(device="cpu").pausing == TokenPausing(DEFAULT_PAUSED_SHARE)
+    assert load_model(device="cpu", paused_share=0.0).pausing == TokenPausing()
+    save_model(model, tmp_path / "model.safetensors")
+    assert load_model(tmp_path / "model.safetensors", device="cpu").pausing == TokenPausing()
 
 
 def test_off_is_bit_identical(model):
@@ -44,7 +51,7 @@ def test_as_many_tokens_as_said_keep_their_value(model):
         for block_count in (2, 4):
             kept = model.encoder.blocks
             model.encoder.blocks = kept[:block_count]
-            encoded(model, 0.75)
+            encoded(model, 0.75, after=2)
             model.encoder.blocks = kept
     finally:
         hook.remove()
@@ -59,7 +66,7 @@ def test_it_computes_less(model):
         block.mlp.register_forward_pre_hook(lambda _, given: rows.append(given[0].shape[1]))
         for block in model.encoder.blocks
     ]
-    encoded(model, 0.5, after=1)
+    encoded(model, 0.5)
     for hook in hooks:
         hook.remove()
     assert rows == [64, 32, 32, 32]
