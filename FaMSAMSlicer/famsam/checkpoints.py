@@ -35,7 +35,9 @@ DEFAULT_PAUSED_SHARE = 0.9
 """Of tokens, with those weights: the fastest of ``Testing/Benchmarks/bench_pausing.py`` that costs no 0.005 of Dice."""
 CONFIG_KEY = "famsam_config"
 CALIBRATION_KEY = "famsam_calibration"
-STORED = ("fp32", "fp16", "int8", "int6")
+COARSE = {"int6": 4, "int5": 8}
+"""Ways to store int8 values of which only the multiples of this are allowed."""
+STORED = ("fp32", "fp16", "int8", *COARSE)
 SCALES = ":scales"
 """Follows a parameter's name in the name of the scales of its output channels, (C,), if it is stored as int8."""
 LARGE = 4096
@@ -96,9 +98,9 @@ def save_model(
         path: the file to write.
         metadata: more to keep in the file, such as where the weights come from.
         stored: how the parameters are kept, one of ``STORED``; they are fp32 again when loaded. "int8" rounds large
-            ones exactly as computing in int8 does, and keeps the small ones as fp16; "int6" allows only about a quarter
-            of the values of a byte, for which a compressed download (git, a zip file) is smaller by a quarter. Buffers
-            stay as they are.
+            ones exactly as computing in int8 does, and keeps the small ones as fp16; "int6" and "int5" allow only about
+            a quarter and an eighth of the values of a byte, for which a compressed download (git, a zip file) is
+            smaller by a quarter and a third. Buffers stay as they are.
 
     Raises:
         CheckpointError: if the file cannot be written.
@@ -115,7 +117,7 @@ def save_model(
             tensors[name] = tensor.contiguous()
         elif stored != "fp16" and tensor.ndim > 1 and tensor.numel() >= LARGE:
             values, tensors[name + SCALES] = int8.quantised_weights(tensor)
-            tensors[name] = _coarse(values) if stored == "int6" else values
+            tensors[name] = _coarse(values, COARSE[stored]) if stored in COARSE else values
         else:
             tensors[name] = tensor.half().contiguous()
     description = {
@@ -182,9 +184,9 @@ def _model_from(path: Path, teacher_path: Optional[Path]) -> PromptableModel:
     return model
 
 
-def _coarse(values: Tensor) -> Tensor:
-    """Of int8 values the multiples of 4, and both ends, so that the scales still are those of the largest."""
-    rounded = (values.float() / 4).round() * 4
+def _coarse(values: Tensor, step: int) -> Tensor:
+    """Of int8 values the multiples of ``step``, and both ends, so that the scales still are those of the largest."""
+    rounded = (values.float() / step).round() * step
     return torch.where(values.abs() == 127, values.float(), rounded.clamp(-127, 127)).to(torch.int8)
 
 

@@ -324,7 +324,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("source", type=Path)
     p.add_argument("destination", type=Path)
     p.add_argument("--teacher", type=Path, help="prompt encoder and decoder for a checkpoint that is an encoder alone")
-    p.add_argument("--store", default="fp32", choices=("fp32", "fp16", "int8", "int6"),
+    p.add_argument("--store", default="fp32", choices=("fp32", "fp16", "int8", "int6", "int5"),
                    help="how to keep the parameters")
 
     p = _command(commands, "bench", _bench, "time the three models and whole clicks beside the machine's limits",

@@ -15,7 +15,7 @@ def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
                         help="names of cases to fit on, the others are judged on; repeatable. Without it, the model's "
                         "own calibration is judged on all cases")
     parser.add_argument("--save", type=Path, help="write the model with its new calibration as .safetensors")
-    parser.add_argument("--store", default="fp32", choices=("fp32", "fp16", "int8", "int6"),
+    parser.add_argument("--store", default="fp32", choices=("fp32", "fp16", "int8", "int6", "int5"),
                         help="how to keep its parameters")
     parser.add_argument("--clicks", type=int, default=5)
     parser.add_argument("--include", action="append", default=[], help="pattern of case names")

@@ -60,7 +60,7 @@ def add_train_proposals_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--include", action="append", default=[], help="pattern of labelled cases to train on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: as torch chooses")
-    parser.add_argument("--store", default="fp32", choices=("fp32", "fp16", "int8", "int6"),
+    parser.add_argument("--store", default="fp32", choices=("fp32", "fp16", "int8", "int6", "int5"),
                         help="how to keep the parameters")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
