@@ -31,7 +31,7 @@ from .runtime import choose_device, compute_in, use_fastest_threads
 from .safe_pickle import load_torch_file
 
 DEFAULT_WEIGHTS = Path(__file__).parent / "weights" / "famsam-s.safetensors"
-DEFAULT_PAUSED_SHARE = 0.9
+DEFAULT_PAUSED_SHARE = 0.95
 """Of tokens, with those weights: the fastest of ``Testing/Benchmarks/bench_pausing.py`` that costs no 0.005 of Dice."""
 CONFIG_KEY = "famsam_config"
 CALIBRATION_KEY = "famsam_calibration"

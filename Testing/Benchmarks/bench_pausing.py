@@ -54,7 +54,7 @@ def plot(rows: list, clicks: int, path: Path) -> None:
     axes = figure.subplots()
     for click in sorted({1, clicks}):
         scores = [row["dice"][click - 1] for row in rows]
-        axes.plot([row["min_ms"] for row in rows], scores, marker="o", label=f"{click} clicks")
+        axes.plot([row["min_ms"] for row in rows], scores, marker="o", label=f"{click} click{'s' * (click > 1)}")
     for row in rows:
         axes.annotate(f"{row['paused_share']:g}", (row["min_ms"], row["dice"][clicks - 1]), fontsize=8)
     axes.set(xlabel="encode, ms (minimum)", ylabel="mean Dice over cases", title="share of paused tokens")
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("directory", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=Path("pausing"))
     parser.add_argument("--model", default="default")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 0.9])
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 0.9, 0.95])
     parser.add_argument("--clicks", type=int, default=3)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--include", action="append", default=[])
@@ -90,8 +90,8 @@ def main() -> None:
     content = {"environment": report.environment, "options": report.options, "rows": rows}
     (args.output / "pausing.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     plot(rows, args.clicks, args.output / "pausing.png")
-    lost = {row["paused_share"]: rows[0]["dice"][-1] - row["dice"][-1] for row in rows}
-    print("| paused | encode, median (min) | Dice after 1 … clicks | lost |\n| --- | --- | --- | --- |")
+    lost = {row["paused_share"]: max(a - b for a, b in zip(rows[0]["dice"], row["dice"])) for row in rows}
+    print("| paused | encode, median (min) | Dice after 1 … clicks | lost at most |\n| --- | --- | --- | --- |")
     for row in rows:
         scores = ", ".join(f"{d:.3f}" for d in row["dice"])
         share = row["paused_share"]
