@@ -154,7 +154,7 @@ class FusionDecoder(nn.Module):
         start, stop, _ = chosen.indices(self.mask_count)
         folded_logits = F.conv3d(fine, self.masks.weight[: 8 * stop], self.masks.bias[: 8 * stop])  # type: ignore[index]
         # Pooled over the first mask whichever are asked for: a mask's quality does not depend on the choice.
-        pooled = torch.cat([_foreground_mean(t, folded_logits[:, :8]) for t in (x16, x8, fine)], dim=1)
+        pooled = _foreground_means((fine, x8, x16), folded_logits[:, :8])
         return _unfold(folded_logits[:, 8 * start :]), self.quality(pooled).sigmoid()[:, chosen]
 
     @staticmethod
@@ -226,11 +226,19 @@ def _unfold(folded: Tensor) -> Tensor:
     return rearrange(folded, "b (m i j l) z y x -> b m (z i) (y j) (x l)", i=2, j=2, l=2)
 
 
-def _foreground_mean(features_BCzyx: Tensor, folded_logits_B8zyx: Tensor) -> Tensor:
-    """Mean of the features over the mask's probability, (B, C)."""
-    probability = folded_logits_B8zyx.detach().float().mean(1, keepdim=True).sigmoid()
-    z, y, x = features_BCzyx.shape[2:]
-    weights_B1M = F.adaptive_avg_pool3d(probability, (z, y, x)).flatten(2).clamp_min(1e-4)
-    weights_B1M = weights_B1M / weights_B1M.sum(2, keepdim=True)
-    features_BMC = features_BCzyx.movedim(1, -1).flatten(1, 3)
-    return (weights_B1M.to(features_BMC.dtype) @ features_BMC)[:, 0]
+def _foreground_means(features: Sequence[Tensor], folded_logits_B8zyx: Tensor) -> Tensor:
+    """Means of several features over the mask's probability, the last ones' first, (B, C + C' + ...).
+
+    Args:
+        features: (B, C, z, y, x) at the folded logits' scale, (B, C', z/2, y/2, x/2), and so on.
+    """
+    share = folded_logits_B8zyx.detach().float().mean(1, keepdim=True).sigmoid()
+    means = []
+    for number, features_BCzyx in enumerate(features):
+        if number:
+            share = halved(share)
+        weights_B1M = share.flatten(2).clamp_min(1e-4)
+        weights_B1M = weights_B1M / weights_B1M.sum(2, keepdim=True)
+        features_BMC = features_BCzyx.movedim(1, -1).flatten(1, 3)
+        means.append((weights_B1M.to(features_BMC.dtype) @ features_BMC)[:, 0])
+    return torch.cat(means[::-1], dim=1)
