@@ -90,7 +90,8 @@ def _run(options: BenchOptions, device: torch.device, bar: tqdm) -> BenchReport:
         models: Dict[str, ModelCalls] = {}
         for name in options.configs:
             bar.set_description_str(f"building {name}")
-            models[name] = ModelCalls(untrained_model(name, device, options.precision), crop)
+            as_shipped = name == bundled.name
+            models[name] = ModelCalls(bundled if as_shipped else untrained_model(name, device, options.precision), crop)
         limits = Limits(device)
         calls: Dict[str, Call] = {**limits.calls(), **stages.calls()}
         for name, model_calls in models.items():
