@@ -1,4 +1,5 @@
-"""One student, taught in three ways on the same budget: layer by layer and by logits, by logits alone, from scratch.
+"""One student, taught in four ways on the same budget: layer by layer (as printed, or at unit norm) and then by logits,
+by logits alone, from scratch.
 
     python Testing/Benchmarks/train_distillation.py --teacher default --config budget.json -o distillation/
 
