@@ -10,11 +10,13 @@ from .attention import AttentionPattern
 
 Config = TypeVar("Config")
 ADDED_LATER = "added_later"
+SAME = object()
 
 
-def added_later(default: Any) -> Any:
-    """A dataclass field that files written before it was added lack; ``default`` is how things were then."""
-    return dataclasses.field(default=default, metadata={ADDED_LATER: True})
+def added_later(default: Any, before: Any = SAME) -> Any:
+    """A dataclass field that files written before it was added lack; ``before`` (the default, if it is not given) is
+    how things were then."""
+    return dataclasses.field(default=default, metadata={ADDED_LATER: default if before is SAME else before})
 
 
 def to_plain(config: Any) -> Dict[str, Any]:
@@ -25,13 +27,15 @@ def to_plain(config: Any) -> Dict[str, Any]:
 def from_plain(config_class: Type[Config], data: Any, path: str = "config") -> Config:
     """The inverse of ``to_plain``. Raises ``ConfigError`` for missing or unknown keys and values of another type.
 
-    Files written before a field was there may lack it if it was declared by ``added_later``; it has its default then.
+    Files written before a field was there may lack it if it was declared by ``added_later``.
     """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{path} must be a dictionary of {config_class.__name__}'s fields, got {data!r}.")
     fields = dataclasses.fields(config_class)  # type: ignore[arg-type]
     names = [field.name for field in fields]
-    missing = [field.name for field in fields if field.name not in data and not field.metadata.get(ADDED_LATER)]
+    earlier = {field.name: field.metadata[ADDED_LATER] for field in fields if ADDED_LATER in field.metadata}
+    data = {**earlier, **data}
+    missing = [name for name in names if name not in data]
     unknown = [str(key) for key in data if key not in names]
     if missing or unknown:
         raise ConfigError(
@@ -39,7 +43,7 @@ def from_plain(config_class: Type[Config], data: Any, path: str = "config") -> C
             "Was it written by another version of famsam?"
         )
     types = get_type_hints(config_class)
-    return config_class(**{name: _typed(types[name], data[name], f"{path}.{name}") for name in names if name in data})
+    return config_class(**{name: _typed(types[name], data[name], f"{path}.{name}") for name in names})
 
 
 def with_attention(config: Config, pattern: AttentionPattern) -> Config:

@@ -54,6 +54,9 @@ class FamsamConfig:
     fusion: bool = added_later(True)
     """Whether the decoder sees the stem's finer features beside the tokens (Med-FastSAM's multi-scale fusion)."""
 
+    far_reaching: bool = added_later(True, before=False)
+    """Whether prompt maps tell also what lies in the same region as a click, and how far from it."""
+
     def __post_init__(self) -> None:
         for name in ("stem_channels", "decoder_channels"):
             value = tuple(getattr(self, name))
@@ -101,6 +104,7 @@ class Famsam(PromptableModel):
             [config.decoder_attention] * config.decoder_depth,
             config.mask_count,
             config.fusion,
+            config.far_reaching,
         )
         self.proposal_head: Optional[ProposalHead] = None
         if config.proposals:

@@ -27,7 +27,16 @@ FOLDED_MAPS = 16
 """Channels that the stride-2 maps become at stride 4."""
 MAPS_STRIDE4 = FOLDED_MAPS + 4
 """With geodesic and learned similarity maps of positive and negative clicks."""
+FAR_REACHING_MAPS = 4
+"""At stride 4, too: same-region and distance maps of positive and negative clicks."""
+DISTANCE_REACH = 8.0
+"""Of the distance maps, in stride-4 voxels."""
 SIMILARITY_CHANNELS = 16
+
+
+NEAR_COSTS = ((prompt_maps.NEAR_AND_ALIKE, 8.0),)
+FAR_REACHING_COSTS = (*NEAR_COSTS, (prompt_maps.SAME_REGION, 4.0))
+"""What geodesic paths cost, and the distance at which their map has fallen to 1 / e."""
 
 
 @dataclass
@@ -47,7 +56,7 @@ class DecoderInput:
     image2: Tensor
     """(B, 64, 64, 64): the normalised crop averaged to stride 2, then smoothed over 3x3x3."""
     path_costs4: Tensor
-    """(B, 3, 32, 32, 32): what geodesic paths cost along each axis at stride 4."""
+    """(B, V, 3, 32, 32, 32): what geodesic paths of each kind cost along each axis at stride 4."""
 
 
 class FusionDecoder(nn.Module):
@@ -66,18 +75,21 @@ class FusionDecoder(nn.Module):
         patterns: Sequence[AttentionPattern],
         mask_count: int,
         fusion: bool = True,
+        far_reaching: bool = False,
     ) -> None:
         super().__init__()
         c4, c8, c16 = channels
         _, s4, s8, detail = stem_channels
+        maps4 = MAPS_STRIDE4 + (FAR_REACHING_MAPS if far_reaching else 0)
         self.mask_count = mask_count
+        self.costs = FAR_REACHING_COSTS if far_reaching else NEAR_COSTS
         self.similarity4 = nn.Conv3d(s4, SIMILARITY_CHANNELS, 1)
         self.similarity8 = nn.Conv3d(s8, SIMILARITY_CHANNELS, 1)
         self.similarity_scale = nn.Parameter(torch.tensor(5.0))
         self.fold = nn.Conv3d(MAPS_STRIDE2, FOLDED_MAPS + c4, 2, stride=2)
-        self.maps4 = int8.Conv3d(MAPS_STRIDE4, c4, 3, padding=1)
-        self.maps8 = int8.Conv3d(MAPS_STRIDE4, c8, 3, padding=1)
-        self.maps16 = nn.Conv3d(MAPS_STRIDE4, c16, 3, padding=1)
+        self.maps4 = int8.Conv3d(maps4, c4, 3, padding=1)
+        self.maps8 = int8.Conv3d(maps4, c8, 3, padding=1)
+        self.maps16 = nn.Conv3d(maps4, c16, 3, padding=1)
         self.features4 = nn.Conv3d(s4, c4, 1) if fusion else Nothing()
         self.features8 = nn.Conv3d(s8, c8, 1) if fusion else Nothing()
         self.features16 = nn.Conv3d(token_channels, c16, 1)
@@ -99,6 +111,7 @@ class FusionDecoder(nn.Module):
     def prepare(self, crop_B1ZYX: Tensor, tokens: Tensor, detail: Tensor, f4: Tensor, f8: Tensor) -> DecoderInput:
         """Everything that prompts do not change, computed once a crop."""
         image2 = halved(crop_B1ZYX.float())
+        image4 = halved(image2)[:, 0]
         coarse_similarity = F.interpolate(self.similarity8(f8), scale_factor=2.0, mode="nearest")
         return DecoderInput(
             features16=self.features16(tokens),
@@ -107,7 +120,7 @@ class FusionDecoder(nn.Module):
             detail=self.detail(detail),
             similarity=F.normalize((self.similarity4(f4) + coarse_similarity).float(), dim=1),
             image2=smoothed(image2)[:, 0],
-            path_costs4=prompt_maps.path_costs(halved(image2)[:, 0]),
+            path_costs4=torch.stack([prompt_maps.path_costs(image4, cost) for cost, _ in self.costs], dim=1),
         )
 
     def forward(
@@ -136,9 +149,14 @@ class FusionDecoder(nn.Module):
         folded, fine_maps = self.fold(maps2).split([FOLDED_MAPS, self.fold.out_channels - FOLDED_MAPS], dim=1)
         points4 = points_BN3 / 4 - 0.375
         clicks_KBN = torch.stack(prompt_maps.point_masks(labels_BN))
-        geodesic = torch.exp(-prompt_maps.geodesic_distance(given.path_costs4, points4, clicks_KBN) / 8.0)
-        similar = self._similarity_maps(given.similarity, points4, clicks_KBN)
-        spread_BzyxK = torch.cat([geodesic, similar]).movedim(0, -1).to(dtype)
+        paths_VKB = prompt_maps.geodesic_distance(given.path_costs4.transpose(0, 1), points4, clicks_KBN)
+        geodesic = [torch.exp(-path_KB / scale) for path_KB, (_, scale) in zip(paths_VKB, self.costs)]
+        spread = [geodesic[0], self._similarity_maps(given.similarity, points4, clicks_KBN), *geodesic[1:]]
+        if len(self.costs) > 1:
+            size = tuple(given.similarity.shape[2:])
+            near = [prompt_maps.distance_map(points4, clicks_BN, size, DISTANCE_REACH) for clicks_BN in clicks_KBN]
+            spread.append(torch.stack(near))
+        spread_BzyxK = torch.cat(spread).movedim(0, -1).to(dtype)
         maps4 = torch.cat([folded.movedim(1, -1), spread_BzyxK], dim=-1).movedim(-1, 1)
         maps8 = halved(maps4)
 

@@ -3,12 +3,14 @@
 Clicks become, for positive and negative ones each: a ball; exp(-geodesic distance), which stops at edges (as in
 DeepIGeoS, Wang et al. 2018); and exp(-|I - I at the click|). The decoder adds learned similarity to these.
 
-Shape legend: B batch, N prompts, K maps, z y x low-resolution voxels, size 64 for a 128-voxel crop.
+Shape legend: B batch, N prompts, K choices of clicks, V kinds of costs, z y x low-resolution voxels, size 64 for a
+128-voxel crop.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Tuple
 
 import torch
@@ -67,39 +69,74 @@ def gather_points(features_BCzyx: Tensor, points_BN3: Tensor) -> Tensor:
     return torch.gather(flat_BCM, 2, flat_BN[:, None].expand(-1, flat_BCM.shape[1], -1)).transpose(1, 2)
 
 
-def path_costs(image_BZYX: Tensor, edge_weight: float = 20.0) -> Tensor:
-    """Cost of the way along z, y and x from the border to every voxel, (B, 3, z, y, x); a step costs
-    1 + edge_weight * |dI|."""
+def distance_map(points_BN3: Tensor, chosen_BN: Tensor, size_zyx: Tuple[int, ...], reach: float) -> Tensor:
+    """exp(-d / reach) with d the distance in voxels to the nearest chosen click, (B, z, y, x); 0 without one."""
+    near = torch.zeros((len(points_BN3), *size_zyx), device=points_BN3.device)
+    for b, chosen_N in enumerate(chosen_BN):
+        if not bool(chosen_N.any()):
+            continue
+        points = points_BN3[b, chosen_N].float()
+        z, y, x = (
+            (torch.arange(n, device=points.device, dtype=torch.float32) - points[:, axis, None]).square()
+            for axis, n in enumerate(size_zyx)
+        )
+        squared = (z[:, :, None, None] + y[:, None, :, None] + x[:, None, None, :]).amin(0)
+        near[b] = squared.sqrt_().mul_(-1 / reach).exp_()
+    return near
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one step of a path costs: ``step + linear * |dI| + square * dI²``."""
+
+    step: float = 1.0
+    linear: float = 20.0
+    square: float = 0.0
+
+
+NEAR_AND_ALIKE = StepCost()
+"""Far is what lies behind an edge, and what is far away."""
+SAME_REGION = StepCost(step=0.05, linear=0.0, square=100.0)
+"""Far is what lies behind an edge, however near; noise hardly counts, and neither does the length of the path."""
+
+
+def path_costs(image_BZYX: Tensor, cost: StepCost = NEAR_AND_ALIKE) -> Tensor:
+    """Cost of the way along z, y and x from the border to every voxel, (B, 3, z, y, x)."""
     costs = []
     for axis in (1, 2, 3):
         steps = torch.zeros_like(image_BZYX)
-        steps.narrow(axis, 1, steps.shape[axis] - 1).copy_(image_BZYX.diff(dim=axis).abs_().mul_(edge_weight).add_(1.0))
+        change = image_BZYX.diff(dim=axis).abs_()
+        price = change.mul(cost.square).add_(cost.linear).mul_(change).add_(cost.step)
+        steps.narrow(axis, 1, steps.shape[axis] - 1).copy_(price)
         costs.append(steps.cumsum(axis))
     return torch.stack(costs, dim=1)
 
 
-def geodesic_distance(costs_B3zyx: Tensor, points_BN3: Tensor, chosen_KBN: Tensor, rounds: int = 3) -> Tensor:
-    """Cheapest axis-aligned path from the chosen clicks of each of K choices, (K, B, z, y, x); ``FAR`` without one.
+def geodesic_distance(costs_VB3zyx: Tensor, points_BN3: Tensor, chosen_KBN: Tensor, rounds: int = 3) -> Tensor:
+    """Cheapest axis-aligned path from the chosen clicks of each of K choices, for each of V kinds of costs.
 
     Along one axis the cheapest straight run from every voxel to every other is exact in one cumulative minimum:
     ``d_i = min_j d_j + |c_i - c_j|`` with ``c`` the cumulated cost. A round does that along z, y and x; ``rounds``
     bounds the number of bends of a path.
 
     Args:
-        costs_B3zyx: see ``path_costs``.
+        costs_VB3zyx: see ``path_costs``, one for each kind.
+
+    Returns:
+        (V, K, B, z, y, x); ``FAR`` where there is no click of that choice.
     """
-    sizes = costs_B3zyx.shape[2:]
-    distance = torch.full((*chosen_KBN.shape[:2], *sizes), FAR, device=costs_B3zyx.device)
+    sizes = costs_VB3zyx.shape[3:]
+    distance = torch.full((len(costs_VB3zyx), *chosen_KBN.shape[:2], *sizes), FAR, device=costs_VB3zyx.device)
     z, y, x = (points_BN3[..., i].round().long().clamp(0, n - 1) for i, n in enumerate(sizes))
     choice, item, click = chosen_KBN.nonzero(as_tuple=True)
     if len(choice) == 0:
         return distance
-    distance[choice, item, z[item, click], y[item, click], x[item, click]] = 0.0
+    distance[:, choice, item, z[item, click], y[item, click], x[item, click]] = 0.0
     for _ in range(rounds):
         for axis in range(3):
-            cost = costs_B3zyx[:, axis]
-            forward = _running_minimum(distance - cost, 2 + axis).add_(cost)
-            backward = _running_minimum((distance + cost).flip(2 + axis), 2 + axis).flip(2 + axis).sub_(cost)
+            cost = costs_VB3zyx[:, None, :, axis]
+            forward = _running_minimum(distance - cost, 3 + axis).add_(cost)
+            backward = _running_minimum((distance + cost).flip(3 + axis), 3 + axis).flip(3 + axis).sub_(cost)
             distance = torch.minimum(forward, backward, out=forward)
     return distance.clamp_max_(FAR)
 

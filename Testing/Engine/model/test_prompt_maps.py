@@ -9,8 +9,12 @@ import pytest
 import torch
 from famsam.model.prompt_maps import (
     FAR,
+    NEAR_AND_ALIKE,
+    SAME_REGION,
+    StepCost,
     ball_map,
     box_map,
+    distance_map,
     gather_points,
     geodesic_distance,
     intensity_likeness,
@@ -62,7 +66,7 @@ def dijkstra(image, sources, edge_weight):
 
 def distance_from(image, clicks, which, edge_weight=20.0, rounds=3):
     """Geodesic distance for one choice of the clicks, (B, z, y, x)."""
-    return geodesic_distance(path_costs(image, edge_weight), clicks, which[None], rounds)[0]
+    return geodesic_distance(path_costs(image, StepCost(linear=edge_weight))[None], clicks, which[None], rounds)[0, 0]
 
 
 def test_which_prompts_are_clicks():
@@ -137,9 +141,46 @@ def test_ball_map_against_brute_force():
 def test_geodesic_distances_of_several_choices_are_those_of_each():
     image, clicks = random_image(8, batch=2), torch.rand(2, 3, 3, generator=torch.Generator().manual_seed(2)) * 5
     choices = torch.tensor([[[True, False, True], [False] * 3], [[False, True, False], [True] * 3]])
-    together = geodesic_distance(path_costs(image), clicks, choices)
+    together = geodesic_distance(path_costs(image)[None], clicks, choices)[0]
     for found, which in zip(together, choices):
         torch.testing.assert_close(found, distance_from(image, clicks, which))
+
+
+def test_geodesic_distances_of_several_kinds_are_those_of_each():
+    image, clicks = random_image(4), points((1, 2, 3), (4, 0, 1))
+    costs = torch.stack([path_costs(image, cost) for cost in (NEAR_AND_ALIKE, SAME_REGION)])
+    choices = torch.stack([chosen(True, False), chosen(False, True)])
+    together = geodesic_distance(costs, clicks, choices)
+    assert together.shape == (2, 2, 1, *SIZE)
+    for found, cost in zip(together, costs):
+        torch.testing.assert_close(found, geodesic_distance(cost[None], clicks, choices)[0])
+
+
+def test_a_noisy_region_is_near_throughout_and_its_neighbour_far():
+    generator = torch.Generator().manual_seed(0)
+    image = 0.03 * torch.randn(1, 24, 24, 24, generator=generator)
+    image[..., 12:] += 0.5
+    costs = torch.stack([path_costs(image, cost) for cost in (NEAR_AND_ALIKE, SAME_REGION)])
+    near, same = geodesic_distance(costs, points((2, 2, 2)), chosen(True)[None])[:, 0, 0]
+    assert same[..., :12].max() < 0.4 * same[..., 12:].min()
+    assert near[..., :12].max() > 0.9 * near[..., 12:].min(), "by length and noise alone both are far"
+
+
+def test_the_cost_of_a_step_is_what_it_says():
+    image = torch.tensor([0.0, 0.5, 0.2]).view(1, 1, 1, 3)
+    cost = path_costs(image, StepCost(step=0.1, linear=2.0, square=3.0))[0, 2, 0, 0]
+    first, second = 0.1 + 2 * 0.5 + 3 * 0.25, 0.1 + 2 * 0.3 + 3 * 0.09
+    torch.testing.assert_close(cost, torch.tensor([0.0, first, first + second]))
+
+
+def test_distance_map_against_brute_force():
+    clicks, flags = [(1.25, 4.5, 0.0), (5.0, 0.5, 3.75), (2.0, 2.0, 2.0)], (True, True, False)
+    both = torch.cat([points(*clicks)] * 2)
+    found = distance_map(both, torch.cat([chosen(*flags), chosen(False, False, False)]), SIZE, reach=3.0).numpy()
+    grid = np.stack(np.indices(SIZE), axis=-1)
+    nearest = min_over([np.sqrt(((grid - click) ** 2).sum(-1)) for click in clicks[:2]])
+    np.testing.assert_allclose(found[0], np.exp(-nearest / 3), rtol=1e-5)
+    assert (found[1] == 0).all()
 
 
 def test_keep_clicks_at_and_beyond_the_border():
