@@ -119,6 +119,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/training/distill.py
   famsam/training/learner.py
   famsam/training/losses.py
+  famsam/training/muon.py
   famsam/training/plots.py
   famsam/training/pool.py
   famsam/training/prompting.py

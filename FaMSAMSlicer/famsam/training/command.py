@@ -29,6 +29,7 @@ COMPARE_EXAMPLE = "famsam compare adamw.json muon.json focal.json -o comparison/
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``famsam train``."""
     parser.add_argument("run_directory", type=Path)
+    parser.add_argument("--start", help='weights that a new run starts from: a file, or "default"')
     _add_run_arguments(parser)
     _add_source_arguments(parser)
 
@@ -101,7 +102,7 @@ def train(args: argparse.Namespace) -> Answer:
 
     device = team.join(_machine(args))
     config, model_config = read_config(args.config) if args.config else config_of_run(args.run_directory)
-    trainer = Trainer(args.run_directory, _source(args), _chosen(config, args), model_config, device)
+    trainer = Trainer(args.run_directory, _source(args), _chosen(config, args), model_config, device, args.start)
     try:
         return _run(trainer, args, learning_curve)
     finally:

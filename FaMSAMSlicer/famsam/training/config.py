@@ -42,10 +42,10 @@ class TrainConfig:
     focal_gamma: float = 0.0
     """Exponent of the focal factor of the cross entropy; 0 leaves it out."""
     optimiser: str = "adamw"
-    """"adamw", or "muon" for the matrices of the transformer (Jordan et al. 2024) with AdamW for the rest."""
+    """"adamw", or "muon" (see ``muon``) for matrices and convolution kernels with AdamW for the rest."""
     learning_rate: float = 1e-3
     """AdamW's, after the warm-up."""
-    muon_learning_rate: float = 0.01
+    muon_learning_rate: float = 1e-3
     """Muon's, after the warm-up."""
     weight_decay: float = 0.02
     warmup_steps: int = 200

@@ -20,17 +20,22 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..checkpoints import load_model
 from ..errors import CheckpointError, ConfigError
 from ..model.base import PromptableModel
 from ..runtime import autocast
 from . import prompting, team
 from .config import CONFIG_NAME, TrainConfig, config_of_run, config_to_dict
 from .learner import Learner, validation_scores
+from .muon import Muon
 from .pool import CropPool
 from .sample import Dice, Sample, Source
 from .synthetic import synthetic_sample
 
 _LOG = logging.getLogger(__name__)
+
+SMALLEST_KERNEL = 8
+"""Muon learns matrices and kernels of at least so many rows and columns."""
 
 
 class MixedSource:
@@ -50,6 +55,29 @@ def synthetic_source(size: int, dice: Dice) -> Sample:
     return synthetic_sample(size, dice.integer(0, 2**31 - 1), dice.device)
 
 
+def grow_from(model: nn.Module, smaller: nn.Module) -> None:
+    """Give a network the parameters of a smaller one, so that at first it computes the same.
+
+    A kernel that has more input channels than the smaller network's has zeros for the further ones.
+
+    Raises:
+        ConfigError: a parameter of the smaller network is not there, or differs in more than its input channels.
+    """
+    own = model.state_dict()
+    for name, tensor in smaller.state_dict().items():
+        part = own.get(name)
+        if part is not None and tensor.ndim > 1 and part.ndim > 1:
+            part.zero_()
+            part = part[:, : tensor.shape[1]]
+        if part is None or part.shape != tensor.shape:
+            raise ConfigError(
+                f"Expected weights of a network that this one contains, got {name} of shape {tuple(tensor.shape)}; "
+                f"here it is {tuple(own[name].shape) if name in own else 'absent'}. Start from weights of the same "
+                "configuration, or from none."
+            )
+        part.copy_(tensor)
+
+
 class Trainer:
     """One run; ``run()`` trains to the end or to a time limit and may be called again to go on.
 
@@ -59,6 +87,7 @@ class Trainer:
         config, model_config: see ``TrainConfig``, and ``FamsamConfig`` or ``Sam3DConfig``; None means what the
             folder's ``config.json`` says, or the defaults in a new folder.
         device: where to train.
+        start: weights that a new run starts from, see ``grow_from``; a run that has begun has its own.
     """
 
     def __init__(
@@ -68,6 +97,7 @@ class Trainer:
         config: Optional[TrainConfig] = None,
         model_config: Any = None,
         device: Optional[torch.device] = None,
+        start: Optional[Union[str, Path]] = None,
     ) -> None:
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -78,6 +108,8 @@ class Trainer:
         self.device = device or torch.device("cpu")
         torch.manual_seed(self.config.seed)
         self.model = prompting.build(model_config).to(self.device)
+        if start is not None:
+            grow_from(self.model, load_model(start, device="cpu", precision="fp32"))
         for _, size, _ in self.config.sizes:
             prompting.check_crop_size(self.model, size)
         self.learner = self._make_learner().to(self.device)
@@ -248,20 +280,20 @@ def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
 
 
 def _optimisers(learner: nn.Module, config: TrainConfig) -> List[torch.optim.Optimizer]:
-    matrices: List[nn.Parameter] = []
+    kernels: List[nn.Parameter] = []
     others: List[nn.Parameter] = []
-    for name, parameter in learner.named_parameters():
-        in_block = ".blocks" in name and parameter.ndim == 2
-        (matrices if config.optimiser == "muon" and in_block else others).append(parameter)
+    for parameter in learner.parameters():
+        is_kernel = parameter.ndim > 1 and min(parameter.flatten(1).shape) >= SMALLEST_KERNEL
+        (kernels if config.optimiser == "muon" and is_kernel else others).append(parameter)
     groups = [
         {"params": [p for p in others if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
     ]
     made: List[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98))]
-    if matrices:
-        if not hasattr(torch.optim, "Muon"):
-            raise ConfigError(f'optimiser "muon" needs PyTorch 2.9 or newer, got {torch.__version__}; use "adamw".')
-        made.append(torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay))
+    if kernels:
+        precision = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        rate, decay = config.muon_learning_rate, config.weight_decay
+        made.append(Muon(kernels, lr=rate, weight_decay=decay, precision=precision))
     for optimiser in made:
         for group in optimiser.param_groups:
             group["initial_lr"] = group["lr"]

@@ -85,8 +85,6 @@ def cut_off(trainer, after_steps):
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
 def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path, optimiser):
-    if optimiser == "muon" and not hasattr(torch.optim, "Muon"):
-        pytest.skip("this PyTorch has no Muon yet")
     config = dataclasses.replace(SHORT, optimiser=optimiser, sizes=((0.7, 32, 2), (1.0, 64, 1)), validate_every=2)
     whole = Trainer(tmp_path / "whole", synthetic_source, config, TINY)
     whole.run()
@@ -101,10 +99,34 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path, optimiser):
     assert curves[0] == curves[1] and [row["step"] for row in curves[0]] == [2, 4, 6], "step 4 was logged, then lost"
 
 
-def test_muon_with_a_pytorch_that_has_none_is_refused(tmp_path, monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(ConfigError, match=r"PyTorch 2\.9"):
-        Trainer(tmp_path, ball_source, dataclasses.replace(SHORT, optimiser="muon"), TINY)
+def test_muon_learns_kernels_and_adamw_the_rest(tmp_path):
+    trainer = Trainer(tmp_path, ball_source, dataclasses.replace(SHORT, optimiser="muon"), TINY)
+    adamw, muon = trainer.optimisers
+    names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
+    learnt = [{names[id(p)] for group in o.param_groups for p in group["params"]} for o in (adamw, muon)]
+    assert learnt[0] | learnt[1] == set(names.values()) and not learnt[0] & learnt[1]
+    assert {"encoder.blocks.0.mlp.0.weight", "decoder.maps4.weight"} <= learnt[1]
+    assert all("weight" in name for name in learnt[1]) and "decoder.masks.bias" in learnt[0]
+
+
+def test_a_run_may_start_from_weights_of_a_smaller_network(tmp_path):
+    before = Famsam(dataclasses.replace(TINY, far_reaching=False)).eval()
+    save_model(before, tmp_path / "before.safetensors")
+    trainer = Trainer(tmp_path / "run", ball_source, SHORT, TINY, start=tmp_path / "before.safetensors")
+    crop = torch.rand(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    clicks, labels = torch.tensor([[[8.0, 20.0, 12.0], [25.0, 3.0, 9.0]]]), torch.tensor([[1, 0]])
+    found = [m.decode(m.encode(crop), clicks, labels) for m in (before, trainer.model.eval(), trainer.averaged_model())]
+    for logits, quality in found[1:]:
+        torch.testing.assert_close(logits, found[0][0])
+        torch.testing.assert_close(quality, found[0][1])
+    trainer.run()
+    assert (trainer.model.decoder.maps4.weight[:, -4:] != 0).any(), "the further channels learn"
+
+
+def test_weights_of_another_network_are_no_start(tmp_path):
+    save_model(Famsam(dataclasses.replace(TINY, token_channels=32)), tmp_path / "wider.safetensors")
+    with pytest.raises(ConfigError, match="a network that this one contains, got encoder"):
+        Trainer(tmp_path / "run", ball_source, SHORT, TINY, start=tmp_path / "wider.safetensors")
 
 
 def test_the_seed_decides_everything(tmp_path):
