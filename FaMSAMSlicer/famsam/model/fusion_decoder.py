@@ -197,14 +197,14 @@ class FusionDecoder(nn.Module):
         at_clicks_BND = prompt_maps.gather_points(similarity_BDzyx, points_BN3)
         maps = []
         for which_BN in chosen_KBN:
-            some_N = which_BN.any(dim=0).nonzero()[:, 0]
-            if not len(some_N):
+            some_N = slice(None) if which_BN.is_cuda else which_BN.any(dim=0).nonzero()[:, 0]
+            which_BN = which_BN[:, some_N]
+            if which_BN.shape[1] == 0:
                 maps.append(torch.zeros_like(similarity_BDzyx[:, 0], dtype=torch.float32))
                 continue
-            which_BN = which_BN[:, some_N]
             with torch.autocast(similarity_BDzyx.device.type, enabled=False):  # casts take longer than the product
                 cosine_BNzyx = torch.einsum("bnd,bdzyx->bnzyx", at_clicks_BND[:, some_N], similarity_BDzyx)
-            if not bool(which_BN.all()):
+            if which_BN.is_cuda or not bool(which_BN.all()):
                 cosine_BNzyx = cosine_BNzyx.masked_fill(~which_BN[:, :, None, None, None], -1.0)
             missing = ~which_BN.any(dim=1)[:, None, None, None]
             best = cosine_BNzyx.amax(dim=1).float()

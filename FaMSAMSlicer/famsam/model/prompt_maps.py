@@ -3,6 +3,10 @@
 Clicks become, for positive and negative ones each: a ball; exp(-geodesic distance), which stops at edges (as in
 DeepIGeoS, Wang et al. 2018); and exp(-|I - I at the click|). The decoder adds learned similarity to these.
 
+On a CPU most maps are made click by click, only where a click reaches. On a GPU that would wait for every number that
+decides what comes next, and could not be recorded as a CUDA graph: there the same maps are made of all clicks at once
+(``…_at_once``), whatever they are.
+
 Shape legend: B batch, N prompts, K choices of clicks, V kinds of costs, z y x low-resolution voxels, size 64 for a
 128-voxel crop.
 """
@@ -31,6 +35,8 @@ def ball_map(points_BN3: Tensor, chosen_BN: Tensor, size_zyx: Tuple[int, ...], v
 
     Beyond four standard widths, where it would be below 1.2e-7, it is 0.
     """
+    if points_BN3.is_cuda:
+        return ball_map_at_once(points_BN3, chosen_BN, size_zyx, variance)
     reach = math.ceil(4 * math.sqrt(variance))
     ball = torch.zeros((len(points_BN3), *size_zyx), device=points_BN3.device)
     for b, n in chosen_BN.nonzero().tolist():
@@ -46,8 +52,28 @@ def ball_map(points_BN3: Tensor, chosen_BN: Tensor, size_zyx: Tuple[int, ...], v
     return ball
 
 
+def ball_map_at_once(
+    points_BN3: Tensor, chosen_BN: Tensor, size_zyx: Tuple[int, ...], variance: float = 9.0
+) -> Tensor:
+    """``ball_map`` without a look at the values."""
+    return torch.exp(nearest_squared(points_BN3, chosen_BN, size_zyx) / -variance)
+
+
+def nearest_squared(points_BN3: Tensor, chosen_BN: Tensor, size_zyx: Tuple[int, ...]) -> Tensor:
+    """Squared distance in voxels to the nearest chosen click, (B, z, y, x); ``FAR``² without one."""
+    z, y, x = (
+        (torch.arange(n, device=points_BN3.device) - points_BN3[..., axis, None].float()).square()
+        for axis, n in enumerate(size_zyx)
+    )
+    far_BN = torch.where(chosen_BN, 0.0, FAR**2)[:, :, None, None, None]
+    squared_BNzyx = z[:, :, :, None, None] + y[:, :, None, :, None] + x[:, :, None, None, :] + far_BN
+    return squared_BNzyx.amin(1).clamp_max(FAR**2)
+
+
 def intensity_likeness(smooth_BZYX: Tensor, points_BN3: Tensor, chosen_BN: Tensor, sharpness: float = 4.0) -> Tensor:
     """exp(-sharpness |I - I at the click|) with the most alike of the chosen clicks, (B, z, y, x); 0 without one."""
+    if smooth_BZYX.is_cuda:
+        return intensity_likeness_at_once(smooth_BZYX, points_BN3, chosen_BN, sharpness)
     some_N = chosen_BN.any(dim=0).nonzero()[:, 0].tolist()
     if not some_N:  # an exponential function that ends at 0 takes ten times as long
         return torch.zeros_like(smooth_BZYX)
@@ -58,6 +84,16 @@ def intensity_likeness(smooth_BZYX: Tensor, points_BN3: Tensor, chosen_BN: Tenso
         candidate += torch.where(chosen_BN[:, n], 0.0, FAR)[:, None, None, None]
         difference = torch.minimum(difference, candidate)
     return difference.mul_(-sharpness).exp_()
+
+
+def intensity_likeness_at_once(
+    smooth_BZYX: Tensor, points_BN3: Tensor, chosen_BN: Tensor, sharpness: float = 4.0
+) -> Tensor:
+    """``intensity_likeness`` without a look at the values."""
+    at_clicks_BN = gather_points(smooth_BZYX[:, None], points_BN3)[..., 0]
+    far_BN = torch.where(chosen_BN, 0.0, FAR)[:, :, None, None, None]
+    difference = ((smooth_BZYX[:, None] - at_clicks_BN[:, :, None, None, None]).abs() + far_BN).amin(1)
+    return torch.exp(-sharpness * difference)
 
 
 def gather_points(features_BCzyx: Tensor, points_BN3: Tensor) -> Tensor:
@@ -71,18 +107,7 @@ def gather_points(features_BCzyx: Tensor, points_BN3: Tensor) -> Tensor:
 
 def distance_map(points_BN3: Tensor, chosen_BN: Tensor, size_zyx: Tuple[int, ...], reach: float) -> Tensor:
     """exp(-d / reach) with d the distance in voxels to the nearest chosen click, (B, z, y, x); 0 without one."""
-    near = torch.zeros((len(points_BN3), *size_zyx), device=points_BN3.device)
-    for b, chosen_N in enumerate(chosen_BN):
-        if not bool(chosen_N.any()):
-            continue
-        points = points_BN3[b, chosen_N].float()
-        z, y, x = (
-            (torch.arange(n, device=points.device, dtype=torch.float32) - points[:, axis, None]).square()
-            for axis, n in enumerate(size_zyx)
-        )
-        squared = (z[:, :, None, None] + y[:, None, :, None] + x[:, None, None, :]).amin(0)
-        near[b] = squared.sqrt_().mul_(-1 / reach).exp_()
-    return near
+    return torch.exp(nearest_squared(points_BN3, chosen_BN, size_zyx).sqrt() / -reach)
 
 
 @dataclass(frozen=True)
@@ -128,10 +153,11 @@ def geodesic_distance(costs_VB3zyx: Tensor, points_BN3: Tensor, chosen_KBN: Tens
     sizes = costs_VB3zyx.shape[3:]
     distance = torch.full((len(costs_VB3zyx), *chosen_KBN.shape[:2], *sizes), FAR, device=costs_VB3zyx.device)
     z, y, x = (points_BN3[..., i].round().long().clamp(0, n - 1) for i, n in enumerate(sizes))
-    choice, item, click = chosen_KBN.nonzero(as_tuple=True)
-    if len(choice) == 0:
+    at_click_BN = (z * sizes[1] + y) * sizes[2] + x
+    start_KBN = torch.where(chosen_KBN, 0.0, FAR).expand(len(distance), -1, -1, -1)
+    distance.flatten(3).scatter_reduce_(3, at_click_BN.expand(start_KBN.shape), start_KBN, "amin")
+    if not distance.is_cuda and not bool(chosen_KBN.any()):
         return distance
-    distance[:, choice, item, z[item, click], y[item, click], x[item, click]] = 0.0
     for _ in range(rounds):
         for axis in range(3):
             cost = costs_VB3zyx[:, None, :, axis]
@@ -153,6 +179,8 @@ def _running_minimum(values: Tensor, axis: int) -> Tensor:
 
 def box_map(points_BN3: Tensor, labels_BN: Tensor, size_zyx: Tuple[int, ...]) -> Tensor:
     """1 inside the box prompt, 0 outside and where an item has none, (B, z, y, x)."""
+    if points_BN3.is_cuda:
+        return box_map_at_once(points_BN3, labels_BN, size_zyx)
     inside = torch.zeros((len(points_BN3), *size_zyx), device=points_BN3.device)
     lower, upper = labels_BN == BOX_LOWER, labels_BN == BOX_UPPER
     if not lower.any():
@@ -163,6 +191,19 @@ def box_map(points_BN3: Tensor, labels_BN: Tensor, size_zyx: Tuple[int, ...]) ->
             z1, y1, x1 = (int(v) + 1 for v in high.ceil().tolist())
             inside[b, z0:z1, y0:y1, x0:x1] = 1.0
     return inside
+
+
+def box_map_at_once(points_BN3: Tensor, labels_BN: Tensor, size_zyx: Tuple[int, ...]) -> Tensor:
+    """``box_map`` without a look at the values; the upper corner must follow the lower one."""
+    low_BN3, high_BN3 = points_BN3.floor(), points_BN3.roll(-1, dims=1).ceil()
+    z, y, x = (
+        (low_BN3[..., axis, None] <= torch.arange(n, device=points_BN3.device))
+        & (torch.arange(n, device=points_BN3.device) <= high_BN3[..., axis, None])
+        for axis, n in enumerate(size_zyx)
+    )
+    is_box_BN = (labels_BN == BOX_LOWER)[:, :, None, None, None]
+    inside_BNzyx = z[:, :, :, None, None] & y[:, :, None, :, None] & x[:, :, None, None, :] & is_box_BN
+    return inside_BNzyx.any(1).float()
 
 
 def one_way(logits_BMzyx: Tensor, previous_B1zyx: Tensor, newest_B: Tensor) -> Tensor:

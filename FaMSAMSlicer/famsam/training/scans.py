@@ -7,6 +7,7 @@ synthetically.
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,10 +138,10 @@ def load_labelled(directory: Union[str, Path], include: Sequence[str] = ()) -> L
     return LabelledScans(scans)
 
 
-def load_unlabelled(directory: Union[str, Path]) -> LabelledScans:
-    """Scans without labels, with supervoxels at three scales as structures."""
+def load_unlabelled(directory: Union[str, Path], include: Sequence[str] = ()) -> LabelledScans:
+    """Scans without labels, with supervoxels at three scales as structures; ``include``: patterns of file names."""
     scans = []
-    for path in _images(directory):
+    for path in _images(directory, include):
         volume = read_volume(path)
         voxels = np.ascontiguousarray(volume.canonical.to_canonical(volume.voxels_zyx))
         anatomies = pseudo_labels(voxels, volume.canonical.grid)
@@ -149,10 +150,10 @@ def load_unlabelled(directory: Union[str, Path]) -> LabelledScans:
     return LabelledScans(scans)
 
 
-def load_label_maps(directory: Union[str, Path]) -> SynthesisedLabelMaps:
-    """Label maps without scans."""
+def load_label_maps(directory: Union[str, Path], include: Sequence[str] = ()) -> SynthesisedLabelMaps:
+    """Label maps without scans; ``include``: patterns of file names."""
     anatomies = []
-    for path in _images(directory):
+    for path in _images(directory, include):
         volume = read_volume(path)
         labels = np.ascontiguousarray(volume.canonical.to_canonical(volume.voxels_zyx)).astype(np.uint16)
         anatomies.append(Anatomy.of(labels, volume.canonical.grid))
@@ -213,9 +214,11 @@ def _on_scan(labels: sitk.Image, like: sitk.Image) -> np.ndarray:
     return labels_zyx
 
 
-def _images(directory: Union[str, Path]) -> List[Path]:
+def _images(directory: Union[str, Path], include: Sequence[str]) -> List[Path]:
     folder = Path(directory)
     paths = sorted(p for p in folder.iterdir() if p.name.endswith(IMAGE_SUFFIXES)) if folder.is_dir() else []
-    if not paths:
-        raise DatasetError(f"Expected images ({', '.join(IMAGE_SUFFIXES)}) in {directory}, found none.")
-    return paths
+    wanted = [p for p in paths if not include or any(fnmatch.fnmatch(p.name, pattern) for pattern in include)]
+    if not wanted:
+        names = f" named like {', '.join(include)}" if include else ""
+        raise DatasetError(f"Expected images ({', '.join(IMAGE_SUFFIXES)}){names} in {directory}, found none.")
+    return wanted

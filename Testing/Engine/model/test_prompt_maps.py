@@ -13,11 +13,14 @@ from famsam.model.prompt_maps import (
     SAME_REGION,
     StepCost,
     ball_map,
+    ball_map_at_once,
     box_map,
+    box_map_at_once,
     distance_map,
     gather_points,
     geodesic_distance,
     intensity_likeness,
+    intensity_likeness_at_once,
     keep_clicks,
     one_way,
     path_costs,
@@ -290,3 +293,22 @@ def test_batch_items_are_independent():
     for item in range(3):
         alone = all_maps(images[item : item + 1], clicks[item : item + 1], labels[item : item + 1])
         torch.testing.assert_close(together[item : item + 1], alone)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_maps_of_all_clicks_at_once_are_those_made_click_by_click(seed):
+    """What a GPU computes; the last item has no click, and a box in one case."""
+    generator = torch.Generator().manual_seed(seed)
+    image = random_image(seed, batch=3)
+    clicks = torch.rand(3, 5, 3, generator=generator) * 9 - 1.5
+    labels = torch.tensor([[1, 0, 1, -1, 0], [0, 0, 2, 3, 1], [-1] * 5])
+    clicks[1, 2] = torch.tensor([1.2, 2.6, 0.4])
+    clicks[1, 3] = clicks[1, 2] + torch.tensor([2.0, 0.5, 3.0])
+    for which in point_masks(labels):
+        for exact, at_once, arguments in (
+            (ball_map, ball_map_at_once, (clicks, which, SIZE)),
+            (intensity_likeness, intensity_likeness_at_once, (image, clicks, which)),
+        ):
+            torch.testing.assert_close(at_once(*arguments), exact(*arguments), atol=2e-7, rtol=1e-4)
+    assert box_map(clicks, labels, SIZE)[1].any()
+    torch.testing.assert_close(box_map_at_once(clicks, labels, SIZE), box_map(clicks, labels, SIZE))
