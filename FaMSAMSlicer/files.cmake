@@ -29,6 +29,7 @@ set(MODULE_PYTHON_SCRIPTS
   FaMSAMSlicerLib/writing.py
   famsam/__init__.py
   famsam/answers.py
+  famsam/calling.py
   famsam/bench/__init__.py
   famsam/bench/clicks.py
   famsam/bench/fresh.py
@@ -86,6 +87,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/pieces.py
   famsam/prompts.py
   famsam/proposing.py
+  famsam/recordings.py
   famsam/resample.py
   famsam/runtime.py
   famsam/safe_pickle.py

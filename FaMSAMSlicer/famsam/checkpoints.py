@@ -27,6 +27,7 @@ from .model.famsam import Famsam
 from .model.famsam_encoder import TokenPausing
 from .model.registry import MODEL_NAMES, build_model, config_from_dict, config_to_dict
 from .model.sam_layout import DECODER, ENCODER, as_full_layout, infer_config
+from .recordings import record_calls
 from .runtime import choose_device, compute_in, use_fastest_threads
 from .safe_pickle import load_torch_file
 
@@ -85,6 +86,8 @@ def load_model(
     if chosen_device.type == "cpu":
         use_fastest_threads()
     compute_in(precision, model)
+    if chosen_device.type == "cuda":
+        record_calls(model)
     return model
 
 

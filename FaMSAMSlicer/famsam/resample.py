@@ -18,7 +18,7 @@ Shape suffixes: ZYX the crop, zyx the image or a lower resolution of the crop.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -73,13 +73,14 @@ class CropBox:
         return intersect((_index3(low), _index3(high)), ((0, 0, 0), grid.size_zyx))
 
 
-def extract_crop(voxels_zyx: NDArray[Any], grid: Grid, box: CropBox) -> Tuple[Tensor, Tensor]:
+def extract_crop(voxels_zyx: Union[NDArray[Any], Tensor], grid: Grid, box: CropBox) -> Tuple[Tensor, Tensor]:
     """Resample a cube of the image.
 
     Only the part of the image that the cube covers is read; voxels_zyx may be any strided view.
 
     Args:
-        voxels_zyx: (z, y, x) of any integer or floating-point type, on the canonical axes.
+        voxels_zyx: (z, y, x) of any integer or floating-point type, on the canonical axes; or a tensor (``held_on``),
+            on whose device the cube is then made.
         grid: the image's canonical grid.
         box: the cube.
 
@@ -97,8 +98,22 @@ def extract_crop(voxels_zyx: NDArray[Any], grid: Grid, box: CropBox) -> Tuple[Te
         read.append(slice(None, None, step))
         taps.append(_intensity_taps(positions / step, scale / step, -(-size // step), inside[-1]))
     inside_z, inside_y, inside_x = inside
-    inside_ZYX = inside_z[:, None, None] & inside_y[:, None] & inside_x
-    return _applied(voxels_zyx[tuple(read)], taps), torch.from_numpy(inside_ZYX)
+    inside_ZYX = torch.from_numpy(inside_z[:, None, None] & inside_y[:, None] & inside_x)
+    if isinstance(voxels_zyx, Tensor):
+        return _applied_on_device(voxels_zyx[tuple(read)], taps), inside_ZYX.to(voxels_zyx.device)
+    return _applied(voxels_zyx[tuple(read)], taps), inside_ZYX
+
+
+def held_on(device: torch.device, voxels_zyx: NDArray[Any]) -> Union[NDArray[Any], Tensor]:
+    """A scan's voxels for ``extract_crop``, on a GPU if they take no more than a quarter of its free memory.
+
+    Integers of up to 16 bits keep their size there, all else becomes fp32.
+    """
+    small = voxels_zyx.dtype.kind in "iu" and np.can_cast(voxels_zyx.dtype, np.int16)
+    needed = voxels_zyx.size * (2 if small else 4)
+    if device.type == "cuda" and needed > torch.cuda.mem_get_info(device)[0] // 4:
+        return voxels_zyx
+    return torch.from_numpy(np.ascontiguousarray(voxels_zyx, dtype=np.int16 if small else np.float32)).to(device)
 
 
 def mask_to_crop(mask_zyx: NDArray[np.bool_], grid: Grid, box: CropBox, size: int = 64) -> Tensor:
@@ -247,6 +262,25 @@ def _applied(array_zyx: NDArray[Any], taps_zyx: Sequence[_Taps]) -> Tensor:
     for rows, block_abc in _blocks(array_abc, taps):
         result_abc[rows] = block_abc
     return result_abc.permute(*np.argsort(order).tolist()).contiguous()
+
+
+def _applied_on_device(voxels_zyx: Tensor, taps_zyx: Sequence[_Taps]) -> Tensor:
+    """``_applied`` on a tensor where it is: one axis after the other, of which the last shrinks most."""
+    ranges = [one.used for one in taps_zyx]
+    if not all(high for _, high in ranges):
+        return torch.zeros([len(one.index_rt) for one in taps_zyx], device=voxels_zyx.device)
+    part = voxels_zyx[tuple(slice(*bounds) for bounds in ranges)]
+    growth = [len(one.index_rt) / (high - low) for one, (low, high) in zip(taps_zyx, ranges)]
+    for axis in sorted(range(3), key=growth.__getitem__):
+        taps = taps_zyx[axis].counted_from(*ranges[axis])
+        index_rt = torch.from_numpy(taps.index_rt).to(part.device)
+        weights_rt = torch.from_numpy(taps.weights_rt).to(part.device).view(-1, taps.index_rt.shape[1], 1, 1)
+        slow = part.movedim(axis, 0)
+        rows = slow[index_rt[:, 0]].float() * weights_rt[:, 0]
+        for t in range(1, index_rt.shape[1]):
+            rows.addcmul_(slow[index_rt[:, t]].float(), weights_rt[:, t])
+        part = rows.movedim(0, axis)
+    return part.contiguous()
 
 
 def _blocks(array_abc: NDArray[Any], taps_abc: Sequence[_Taps]) -> Iterator[Tuple[slice, Tensor]]:

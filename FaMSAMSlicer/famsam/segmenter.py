@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .calling import ModelCaller
 from .compact_mask import CompactMask
 from .embeddings import Embeddings
 from .geometry import Box, Grid, bounding_box, box_slices, union
 from .model.base import Embedding, PromptableModel
 from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE, one_way
 from .pieces import bounds_of_piece_nearest, piece_at
-from .resample import CropBox, extract_crop, mask_to_crop, paste_logits
-from .runtime import autocast
+from .resample import CropBox, extract_crop, held_on, mask_to_crop, paste_logits
 from .tiling import Tiling
 from .views import ViewChooser, ViewOptions, thickened
 from .volume import Volume
@@ -101,9 +101,11 @@ class Segmenter:
         embeddings: Optional[Embeddings] = None,
     ) -> None:
         self.model, self.options = model, options or SegmenterOptions()
+        self._caller = ModelCaller(model)
         frame = volume.canonical
         self.grid = thickened(frame.grid, model.crop_size)
         self.voxels_zyx = frame.to_canonical(volume.voxels_zyx)
+        self._scan = held_on(model.device, self.voxels_zyx) if model.device.type == "cuda" else self.voxels_zyx
         self.chooser = ViewChooser(self.grid, self.options.views, model.spacing_mm, model.crop_size)
         self._embeddings = Embeddings(self.options.cached_embeddings) if embeddings is None else embeddings
         self._timings = _no_timings()
@@ -143,7 +145,7 @@ class Segmenter:
             if self.chooser.fits(tile[0], low, high):  # what one tile shows whole is looked at through it from now on
                 view, logits = tile
         self._timings["total"] = 1000 * (time.perf_counter() - started)
-        return Prediction(mask, view, logits.half().cpu(), self.model.calibration.iou(quality), self._timings)
+        return Prediction(mask, view, logits.half(), self.model.calibration.iou(quality), self._timings)
 
     def _best_look(
         self, prompts: Prompts, previous: Prediction
@@ -230,7 +232,7 @@ class Segmenter:
         self, view: CropBox, logits: Tensor, newest_zyx: NDArray[np.float64]
     ) -> Optional[Tuple[NDArray[np.float64], NDArray[np.float64]]]:
         """Where the object nearest to the newest prompt lies, as shares of the view's edge along z, y, x."""
-        foreground = (logits[0, 0] > 0).cpu().numpy()
+        foreground = (logits[0, 0] > 0).numpy()
         if not foreground.any():
             return None
         n = len(foreground)
@@ -258,7 +260,7 @@ class Segmenter:
         prior = self.prior(view, previous)
         logits, quality = self.decode(embedding, view, prompts, prior)
         if self.model.one_way and prior is not None:
-            logits = one_way(logits, prior, torch.tensor(prompts.labels[-1:], device=logits.device))
+            logits = one_way(logits, prior, torch.tensor(prompts.labels[-1:]))
         return logits, quality
 
     def _encoded(self, view: CropBox) -> Generator[None, None, Embedding]:
@@ -273,7 +275,7 @@ class Segmenter:
     def prior(self, view: CropBox, previous: Prediction) -> Optional[Tensor]:
         """The previous logits to decode a view with: those of a prediction, or its mask; None if it has none there."""
         if previous.view == view and previous.logits is not None and previous.mask.box_zyx is not None:
-            return previous.logits.to(self.model.device, torch.float32)
+            return previous.logits.float()
         return self.as_prior(previous.mask, view)
 
     def as_prior(self, mask: CompactMask, view: CropBox) -> Optional[Tensor]:
@@ -287,7 +289,7 @@ class Segmenter:
         share = mask_to_crop(mask.voxels(), part, shifted, self.model.mask_size)
         if not bool((share > 0).any()):
             return None
-        return (PRIOR_LOGIT * (2 * share - 1)).to(self.model.device)[None, None]
+        return (PRIOR_LOGIT * (2 * share - 1))[None, None]
 
     def embedding(self, view: CropBox) -> Embedding:
         """What the encoder makes of a view, from the cache or anew."""
@@ -295,11 +297,9 @@ class Segmenter:
         if kept is not None:
             return kept
         with _Clock(self._timings, "crop"):
-            crop, inside = extract_crop(self.voxels_zyx, self.grid, view)
-            crop, inside = crop[None, None].to(self.model.device), inside[None, None].to(self.model.device)
-            crop = self._oriented(self.model.normalise(crop, inside))
-        with _Clock(self._timings, "encode"), autocast(self.model.device, self.model.precision):
-            embedding = self.model.encode(crop)
+            crop = self._caller.normalise(*extract_crop(self._scan, self.grid, view))
+        with _Clock(self._timings, "encode"):
+            embedding = self._caller.encode(crop)
         self._embeddings.keep(view, embedding)
         return embedding
 
@@ -308,13 +308,11 @@ class Segmenter:
     ) -> Tuple[Tensor, float]:
         """Logits (1, 1, n, n, n) and the predicted IoU of one set of prompts; ``prior`` are the previous logits."""
         points, labels = self._points_in(view, prompts)
-        with _Clock(self._timings, "decode"), autocast(self.model.device, self.model.precision):
-            given = self.model.first_mask_logits() if prior is None else self._oriented(prior)
-            logits, quality = self.model.decode(embedding, points, labels, given)
-        return self._oriented(logits.float()), float(quality[0, 0].clamp(0, 1))
+        with _Clock(self._timings, "decode"):
+            return self._caller.decode(embedding, points, labels, prior)
 
     def _points_in(self, view: CropBox, prompts: Prompts) -> Tuple[Tensor, Tensor]:
-        """The prompts that lie in a view, as the model takes them: (1, N, 3), (1, N)."""
+        """The prompts that lie in a view: (N, 3) crop voxels, (N,) labels."""
         points, labels = prompts.points_zyx, np.asarray(prompts.labels)
         if not (self.model.takes_boxes and POSITIVE in labels):
             points, labels = _with_middles(points, labels)
@@ -323,16 +321,8 @@ class Segmenter:
         is_corner = (labels == BOX_LOWER) | (labels == BOX_UPPER)
         in_view = in_view | is_corner if self.model.takes_boxes else in_view & ~is_corner
         crop_points, labels = crop_points[in_view], labels[in_view]
-        if self.model.newest_point_only:
-            crop_points, labels = crop_points[-1:], labels[-1:]
-        if self.model.crop_axes == "xyz":
-            crop_points = crop_points[:, ::-1]
-        points_BN3 = torch.from_numpy(np.ascontiguousarray(crop_points, dtype=np.float32))[None].to(self.model.device)
-        return points_BN3, torch.from_numpy(labels.astype(np.int64))[None].to(self.model.device)
-
-    def _oriented(self, cube: Tensor) -> Tensor:
-        """(1, 1, z, y, x) to the model's axis order, and back: reversing the axes is its own inverse."""
-        return cube.permute(0, 1, 4, 3, 2).contiguous() if self.model.crop_axes == "xyz" else cube
+        points_N3 = torch.from_numpy(np.ascontiguousarray(crop_points, dtype=np.float32))
+        return points_N3, torch.from_numpy(labels.astype(np.int64))
 
     def _refined(
         self, view: CropBox, logits: Tensor, prompts: Prompts
@@ -362,7 +352,7 @@ class Segmenter:
 
         A piece that goes on behind a face of the view as part of the mask before is kept: its click may lie out there.
         """
-        foreground = (logits[0, 0] > 0).cpu().numpy()
+        foreground = (logits[0, 0] > 0).numpy()
         found = bounding_box(foreground)
         if found is None:
             return logits
@@ -385,7 +375,7 @@ class Segmenter:
         for mask, inner in [(base, slice(0, 0)), (before, slice(1, -1))][: 1 + goes_on]:
             prior = self.as_prior(mask, view)
             if prior is not None:
-                kept = F.interpolate(prior, size=(n, n, n), mode="nearest")[0, 0].cpu().numpy() > 0
+                kept = F.interpolate(prior, size=(n, n, n), mode="nearest")[0, 0].numpy() > 0
                 kept[inner, inner, inner] = False
                 owned |= set(np.flatnonzero(np.bincount(pieces[kept[box]])).tolist())
         owned -= {0}
@@ -393,7 +383,7 @@ class Segmenter:
             return logits
         foreign = np.ones(count + 1, dtype=bool)
         foreign[[0, *owned]] = False
-        others = torch.from_numpy(foreign[pieces]).to(logits.device)
+        others = torch.from_numpy(foreign[pieces])
         logits = logits.clone()
         logits[0, 0][box].masked_fill_(others, -PRIOR_LOGIT)
         return logits

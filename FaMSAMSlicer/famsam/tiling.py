@@ -24,7 +24,7 @@ class Tiling:
     """Logits of a coarse view on a grid ``factor`` times as fine, in which tiles of closer views take their places.
 
     Args:
-        view, logits: the coarse view and its logits (1, 1, n, n, n).
+        view, logits: the coarse view and its logits (1, 1, n, n, n), on the CPU.
         factor: how many times as fine the tiles are; each has n logits along an edge, too.
         most: at most so many tiles.
 
@@ -34,13 +34,13 @@ class Tiling:
 
     def __init__(self, view: CropBox, logits: Tensor, factor: int, most: int) -> None:
         self._view, self._factor, self._n = view, factor, logits.shape[-1]
-        self.origins = tiles((logits[0, 0] > 0).cpu().numpy(), factor, most, size=self._n)
+        self.origins = tiles((logits[0, 0] > 0).numpy(), factor, most, size=self._n)
         self._whole = F.interpolate(logits, scale_factor=float(factor), mode="trilinear") if self.origins else logits
         if self.origins:  # what the tiles cover together, between these corners
             self._low, high = np.min(self.origins, axis=0), np.max(self.origins, axis=0) + self._n
             self._total = self._whole[_cube(self._low, high - self._low)] * 1e-3
             self._weight = torch.full_like(self._total, 1e-3)
-            self._taper = _taper(self._n, logits.device)
+            self._taper = _taper(self._n)
 
     def view_of(self, origin_ZYX: Index3, grid: Grid) -> CropBox:
         """The view that sees a tile."""
@@ -103,9 +103,9 @@ def tiles(
     return [origin for _, origin in sorted(scored)[:most]]
 
 
-def _taper(n: int, device: torch.device) -> Tensor:
+def _taper(n: int) -> Tensor:
     """Weights (1, 1, n, n, n) that fall to nearly nothing towards a tile's faces, where its context is cut."""
-    ramp = torch.arange(n, device=device, dtype=torch.float32)
+    ramp = torch.arange(n, dtype=torch.float32)
     line = (torch.minimum(ramp, n - 1 - ramp) / (n / 4)).clamp(0.02, 1.0)
     return (line[:, None, None] * line[None, :, None] * line[None, None, :])[None, None]
 

@@ -47,7 +47,7 @@ def uncertainty_of(
     """
     before, last = steps
     assert last.view is not None and last.logits is not None
-    answers = [last.logits.to(segmenter.model.device, torch.float32)]
+    answers = [last.logits.float()]
     prior = segmenter.prior(last.view, before)
     for number in range(1, decodes):
         moved = _jittered(prompts, last.view, segmenter, seed=number)

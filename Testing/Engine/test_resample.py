@@ -6,7 +6,7 @@ import SimpleITK as sitk
 import torch
 from famsam import resample
 from famsam.geometry import CanonicalFrame, Grid, bounding_box, box_slices
-from famsam.resample import CropBox, extract_crop, mask_to_crop, paste_logits, sample_logits
+from famsam.resample import CropBox, extract_crop, held_on, mask_to_crop, paste_logits, sample_logits
 from grids import affine, affines, sizes_zyx
 from hypothesis import given
 from hypothesis import strategies as st
@@ -330,3 +330,18 @@ def test_an_empty_mask_has_no_share():
     share = mask_to_crop(np.zeros((5, 5, 5), dtype=bool), Grid((5, 5, 5), np.eye(4)), CropBox((2, 2, 2), 1, 8), size=4)
     assert share.shape == (4, 4, 4)
     assert not share.any()
+
+
+# On a device
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.uint16, np.float64, ">i2"])
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_crop_made_on_a_device_is_that_of_the_array(name, dtype):
+    grid = GRIDS[name]
+    voxels = (100 * noise(grid.size_zyx) + 200).clip(0, 255).astype(dtype)[::-1]
+    held = held_on(torch.device("cpu"), voxels)
+    assert held.dtype == (torch.int16 if np.dtype(dtype).itemsize < 3 and dtype != np.uint16 else torch.float32)
+    for box in (CropBox((9.5, 11.5, 13.5), 0.4, 8), CropBox((3, 20, 1), 3.1, 7), CropBox((2, 2, 99), 1, 6)):
+        for found, expected in zip(extract_crop(held, grid, box), extract_crop(voxels, grid, box)):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)

@@ -458,10 +458,10 @@ def test_a_box_alone_comes_with_a_click_in_its_middle():
     corners = np.array([(10.0, 12, 14), (20.0, 22, 24)])
     points, labels = segmenter._points_in(view, Prompts(corners, (BOX_LOWER, BOX_UPPER)))
     middle = view.points_to_crop((15, 17, 19), segmenter.grid)
-    assert labels.tolist() == [[BOX_LOWER, BOX_UPPER, POSITIVE]]
-    np.testing.assert_allclose(points[0, 2].numpy(), middle, atol=1e-4)
+    assert labels.tolist() == [BOX_LOWER, BOX_UPPER, POSITIVE]
+    np.testing.assert_allclose(points[2].numpy(), middle, atol=1e-4)
     clicked = Prompts(np.concatenate([corners, [(12, 13, 15)]]), (BOX_LOWER, BOX_UPPER, POSITIVE))
-    assert segmenter._points_in(view, clicked)[1].tolist() == [[BOX_LOWER, BOX_UPPER, POSITIVE]]
+    assert segmenter._points_in(view, clicked)[1].tolist() == [BOX_LOWER, BOX_UPPER, POSITIVE]
 
 
 def test_a_model_without_boxes_gets_a_click_in_the_middle():

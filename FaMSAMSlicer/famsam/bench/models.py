@@ -13,6 +13,7 @@ from ..model.base import Embedding, PromptableModel
 from ..model.config import attention_ablation
 from ..model.famsam import Famsam
 from ..model.registry import build_model, default_config
+from ..recordings import cuda_graph, unrecorded
 from ..runtime import autocast, choose_precision, compute_in
 from .machine import Limits, Work
 from .timing import Call, Timing, gflop, measure
@@ -61,7 +62,7 @@ class ModelCalls:
 
     @torch.inference_mode()
     def encode(self) -> Embedding:
-        with autocast(self.model.device, self.model.precision):
+        with unrecorded(self.model), autocast(self.model.device, self.model.precision):
             return self.model.encode(self.crop)
 
     def decode(self) -> Any:
@@ -69,7 +70,7 @@ class ModelCalls:
 
     @torch.inference_mode()
     def decode_points(self, points_BN3: Tensor, labels_BN: Tensor) -> Any:
-        with autocast(self.model.device, self.model.precision):
+        with unrecorded(self.model), autocast(self.model.device, self.model.precision):
             return self.model.decode(self.embedding, points_BN3, labels_BN, self.previous)
 
     def calls(self) -> Dict[str, Call]:
@@ -84,7 +85,7 @@ class ModelCalls:
             half["encode" if name.startswith(("encoder.", "image_encoder.")) else "decode"] += parameter.nbytes
         encode_mib = (crop + embedding + half["encode"]) / MIB
         decode_mib = (embedding + 2 * self.previous.nbytes + half["decode"]) / MIB
-        with int8.in_floats(model):  # the operators for int8 are not known to what counts
+        with int8.in_floats(model), unrecorded(model):  # the operators for int8 are not known to what counts
             encode_gflop = gflop(lambda: model.encode(self.crop))
             both_gflop = gflop(lambda: model.decode(model.encode(self.crop), self.points, self.labels, self.previous))
         return {
@@ -145,21 +146,13 @@ def captured(call: Call, device: torch.device) -> Call:
         RuntimeError: the call synchronises, or allocates in a way that cannot be captured.
     """
     with torch.cuda.device(device):
-        aside = torch.cuda.Stream(device)
-        aside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(aside):
-            for _ in range(3):
-                call()
-        torch.cuda.current_stream(device).wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            kept = call()
+        replay, kept = cuda_graph(call)
 
-    def replay() -> Any:
-        graph.replay()
+    def replayed() -> Any:
+        replay()
         return kept
 
-    return replay
+    return replayed
 
 
 def ablation(device: torch.device, crop_11ZYX: Tensor, limits: Limits, runs: int) -> Dict[str, Any]:

@@ -53,6 +53,8 @@ class PromptableModel(nn.Module, ABC):
     """True if labels 2 and 3 (a box's lower and upper corner) are understood by ``decode``."""
     newest_point_only: bool = False
     """True if the model was made to get only the newest point, with the previous logits, at every click."""
+    ignores_padding: bool = False
+    """True if prompts of label -1 change nothing, however many there are."""
     one_way: bool = False
     """True if a positive click is only to add to the mask and a negative one only to take away."""
     fast_on_cpu: Tuple[str, ...] = ("bf16",)

@@ -80,6 +80,7 @@ class Famsam(PromptableModel):
     name = "famsam"
     scout_size = 64
     takes_boxes = True
+    ignores_padding = True
     one_way = True
     fast_on_cpu = ("int8", "bf16")
     pausing = TokenPausing()
