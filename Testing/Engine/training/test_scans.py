@@ -184,6 +184,13 @@ def test_a_scan_that_shows_nothing_gives_no_structures():
         pseudo_labels(np.zeros((20, 20, 20), np.int16), Grid((20, 20, 20), np.eye(4)))
 
 
+def test_files_are_chosen_by_their_names(folder):
+    assert len(load_label_maps(folder / "maps", ["*"]).anatomies) == len(load_label_maps(folder / "maps").anatomies)
+    for load, name in ((load_unlabelled, "scans"), (load_label_maps, "maps")):
+        with pytest.raises(DatasetError, match=r"named like other_\*"):
+            load(folder / name, ["other_*"])
+
+
 @pytest.mark.parametrize("load", [load_unlabelled, load_label_maps, load_labelled])
 @pytest.mark.parametrize("name", ["empty", "absent"])
 def test_folders_without_data_are_refused(folder, load, name):
