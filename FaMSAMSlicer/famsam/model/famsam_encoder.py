@@ -51,8 +51,18 @@ class ConvBlock(nn.Module):
         self.norm2 = nn.GroupNorm(channels // 8, channels)
 
     def forward(self, x_BCZYX: Tensor) -> Tensor:
-        y = F.silu(self.norm1(self.conv1(x_BCZYX)))
-        return F.silu(x_BCZYX + self.norm2(self.conv2(y)))
+        y_BCZYX = activated(self.norm1(self.conv1(x_BCZYX)))
+        return activated(added(self.norm2(self.conv2(y_BCZYX)), x_BCZYX))
+
+
+def activated(x: Tensor) -> Tensor:
+    """SiLU; where nothing is learnt, in the place of its input, which must not be needed any more."""
+    return F.silu(x, inplace=not x.requires_grad)
+
+
+def added(x: Tensor, other: Tensor) -> Tensor:
+    """The sum; where nothing is learnt, in the place of ``x``, which must not be needed any more."""
+    return x + other if x.requires_grad or x.dtype != other.dtype else x.add_(other)
 
 
 class Stem(nn.Module):
@@ -73,8 +83,8 @@ class Stem(nn.Module):
 
     def forward(self, crop_B1ZYX: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
         f2 = F.relu(self.conv2(_channels_last(crop_B1ZYX)), inplace=True)
-        f4 = self.blocks4(F.silu(self.norm4(self.conv4(f2))))
-        f8 = self.blocks8(F.silu(self.norm8(self.conv8(f4))))
+        f4 = self.blocks4(activated(self.norm4(self.conv4(f2))))
+        f8 = self.blocks8(activated(self.norm8(self.conv8(f4))))
         return self.detail(f2), f4, f8, self.conv16(f8)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from . import int8, prompt_maps
 from .attention import AttentionPattern
-from .famsam_encoder import ConvBlock, TransformerBlock
+from .famsam_encoder import ConvBlock, TransformerBlock, activated, added
 
 MAPS_STRIDE2 = 7
 """Ball and intensity maps of positive and negative clicks, previous mask, whether there is one, box."""
@@ -160,14 +160,14 @@ class FusionDecoder(nn.Module):
         maps4 = torch.cat([folded.movedim(1, -1), spread_BzyxK], dim=-1).movedim(-1, 1)
         maps8 = halved(maps4)
 
-        x4 = F.silu(given.features4 + self.maps4(maps4))
-        x8 = self.first8(given.features8 + self.maps8(maps8) + self.down4(x4))
+        x4 = activated(added(self.maps4(maps4), given.features4))
+        x8 = self.first8(added(self.maps8(maps8), given.features8) + self.down4(x4))
         x16 = given.features16 + self.maps16(halved(maps8)) + self.down8(x8)
         for block in self.blocks16:
             x16 = block(x16)
         x8 = self.block8(x8 + self.up8(x16))
-        x4 = F.silu(self.norm4(self.mix4(x4 + self.up4(x8))))
-        fine = self.fine(x4 + given.detail + fine_maps)
+        x4 = activated(self.norm4(self.mix4(added(x4, self.up4(x8)))))
+        fine = self.fine(added(added(x4, given.detail), fine_maps))
 
         start, stop, _ = chosen.indices(self.mask_count)
         folded_logits = F.conv3d(fine, self.masks.weight[: 8 * stop], self.masks.bias[: 8 * stop])  # type: ignore[index]
