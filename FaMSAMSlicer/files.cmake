@@ -15,6 +15,7 @@ set(MODULE_PYTHON_SCRIPTS
   FaMSAMSlicerLib/points_view.py
   FaMSAMSlicerLib/preparation.py
   FaMSAMSlicerLib/prompts.py
+  FaMSAMSlicerLib/proposals.py
   FaMSAMSlicerLib/requirements.py
   FaMSAMSlicerLib/rubber_band.py
   FaMSAMSlicerLib/scans.py
@@ -29,7 +30,6 @@ set(MODULE_PYTHON_SCRIPTS
   FaMSAMSlicerLib/writing.py
   famsam/__init__.py
   famsam/answers.py
-  famsam/calling.py
   famsam/bench/__init__.py
   famsam/bench/clicks.py
   famsam/bench/fresh.py
@@ -40,6 +40,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/bench/run.py
   famsam/bench/scaling.py
   famsam/bench/timing.py
+  famsam/calling.py
   famsam/checkpoints.py
   famsam/cli.py
   famsam/cli_calibrate.py

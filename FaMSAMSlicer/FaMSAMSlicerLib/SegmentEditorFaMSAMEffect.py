@@ -31,7 +31,8 @@ REST_MS = 150
 """The pointer rests when it has not moved for so long; then what a click there will look at is prepared."""
 FINISH_S = 2.0
 """So long a click that is being computed is waited for when the effect is left."""
-PREVIEW_KEY, SIGN_KEY = "a", "x"
+PREVIEW_KEY, SIGN_KEY, PROPOSE_KEY = "a", "x", "p"
+TAKE_KEYS, LEAVE_KEY = ("return", "kp_enter"), "escape"
 _CLICK_PIXELS = 3
 _AIMING = (  # another place may be under the pointer after them
     vtk.vtkCommand.MouseMoveEvent,
@@ -80,6 +81,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
             "<b>Click</b>: include what is there. <b>Ctrl+click</b>: exclude it. <b>X</b>: swap the two.<br>"
             "<b>Hold A</b>: preview under the pointer. <b>Drag a point</b> to move it; right-click it to delete it.<br>"
             "<b>Box</b>: drag a rectangle in a slice view. <b>Show doubt</b>: where the next click helps most.<br>"
+            "<b>P</b>: have a structure proposed, or the next one (Shift+P: the one before); <b>Enter</b>: take it.<br>"
             "Editable area, overwrite mode and undo work as for every effect. Points are saved with the segment."
         )
 
@@ -91,6 +93,8 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         self.panel.on_click("pointsButton", self.updateMRMLFromGUI)
         self.panel.on_click("doubtButton", self._doubt_toggled)
         self.panel.on_click("previewButton", self._preview_switched)
+        self.panel.on_click("proposeButton", lambda: self.controller and self.controller.propose())
+        self.panel.on_click("takeButton", self._take_proposal)
         self.panel.on_click("clearButton", lambda: self.controller and self.controller.clear_points())
         self.panel.on_click("emptyButton", lambda: self.controller and self.controller.reset_segment())
         self.panel.on_click("cancelButton", lambda: self.controller and self.controller.cancel())
@@ -281,7 +285,18 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         if key == SIGN_KEY and pressed:
             self.scriptedEffect.setParameter("Tool", "negative" if self._tool == "positive" else "positive")
             return True
+        if key == PROPOSE_KEY and pressed:
+            self.controller.propose(-1 if interactor.GetShiftKey() else 1, in_3d=not _is_slice(view))
+            return True
+        if pressed and self.controller.is_proposing and key in (*TAKE_KEYS, LEAVE_KEY):
+            self._take_proposal() if key in TAKE_KEYS else self.controller.end_proposals()
+            return True
         return False
+
+    def _take_proposal(self) -> None:
+        proposed = self.controller is not None and self.controller.status.proposed
+        if proposed and self.scriptedEffect.confirmCurrentSegmentVisible():
+            self.controller.take_proposal()
 
     def _point_menu(self) -> None:
         self._menu_point = self.controller.points.hovered_index

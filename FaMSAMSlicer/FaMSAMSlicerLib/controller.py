@@ -27,6 +27,7 @@ from .overlay import PREVIEW, Overlay
 from .placing import box_in_seg, is_in_scan, point_in_seg
 from .points_view import PointsView
 from .prompts import Prompts, SegmentState, write_state
+from .proposals import Proposals
 from .scans import scan_of
 from .selection import Selection, segment_of
 from .spaces import Point3
@@ -72,6 +73,7 @@ class Controller(Selection):
         self.doubt_visible = False  # takes effect with the next ``sync``
         self._preview = Overlay(PREVIEW)
         self._doubt = DoubtView()
+        self._proposals = Proposals()
         self._aim = Aim()
         self._warming: Optional[Future[str]] = None
         self._running: Optional[_Running] = None
@@ -85,12 +87,17 @@ class Controller(Selection):
     @property
     def busy(self) -> bool:
         """Whether something that the user has asked for is under way."""
-        return self._running is not None or self._warming is not None or bool(self._waiting)
+        return self._is_at_work or bool(self._waiting) or self._proposals.is_pending
 
     @property
     def has_work(self) -> bool:
         """Whether ``poll`` has to be called."""
         return self.busy or bool(self._aim) or bool(self._doubt)
+
+    @property
+    def is_proposing(self) -> bool:
+        """Whether a proposal is shown, or one is looked for."""
+        return bool(self._proposals)
 
     # --- what the user does (positions in world RAS mm) ---
 
@@ -105,8 +112,11 @@ class Controller(Selection):
     def preview(self, world: Point3, positive: bool = True, in_3d: bool = False) -> None:
         """Show what a click would do, in the 3D views as well if so; the newest wins, and any click overtakes it.
 
-        Nothing is shown, nor said, for a place outside of the scan: the pointer has only passed there.
+        Nothing is shown, nor said, for a place outside of the scan: the pointer has only passed there; nor while there
+        are proposals to choose from.
         """
+        if self._proposals:
+            return
         self._preview.in_3d = in_3d
         self._guarded(lambda: self._enqueue_preview(world, positive))
 
@@ -117,6 +127,30 @@ class Controller(Selection):
         if self._running is not None and self._running.asked.is_preview:
             self._running = None
             self._go_on()
+
+    def propose(self, step: int = 1, in_3d: bool = False) -> None:
+        """Show what the model takes for a structure, the best first; if one is shown, another one.
+
+        Any click, move or box ends that: what the user does comes first.
+
+        Args:
+            step: from the one that is shown: 1 for the next, -1 for the one before.
+            in_3d: in the 3D views as well.
+        """
+        self._guarded(lambda: self._propose(step, in_3d))
+
+    def take_proposal(self) -> None:
+        """Make the proposal that is shown the segment, as a click would; the clicks that follow refine it."""
+        self._end_proposals_of_another_state()
+        candidate = self._proposals.take()
+        if candidate is not None:
+            self._guarded(lambda: self._enqueue(Step("take", candidate=candidate)))
+
+    def end_proposals(self) -> None:
+        """Take none."""
+        if self._proposals:
+            self._proposals.end()
+            self._say(_("No proposal was taken."))
 
     def aim(self, world: Point3) -> None:
         """The pointer rests there: have encoded what a click there will look at, while there is nothing else to do."""
@@ -163,13 +197,14 @@ class Controller(Selection):
         with contextlib.suppress(FamsamError):  # the click will say so
             scan = scan_of(self.volume_node)
         self._offline = ""
+        self._proposals.end()
         self._warming = self.engine.warm_up(self.choice, scan)
         self._say(_("Connecting…") if self.choice.server else _("Loading the model…"))
         return self._warming
 
     def cancel(self) -> None:
         """Drop what is being computed and what waits."""
-        was_busy = self.busy
+        was_busy = self.busy or self.is_proposing
         self._forget()
         self._preview.hide()
         if was_busy:
@@ -179,6 +214,7 @@ class Controller(Selection):
     def finish(self, timeout_s: float) -> None:
         """Wait for clicks that are under way, so that none is lost when the user turns to something else."""
         self.end_preview()
+        self._proposals.end()
         deadline = time.perf_counter() + timeout_s
         while self._running is not None and time.perf_counter() < deadline:
             wait([self._running.future], timeout=max(0.0, deadline - time.perf_counter()))
@@ -191,12 +227,14 @@ class Controller(Selection):
         self._forget()
         self._preview.remove()
         self._doubt.remove()
+        self._proposals.remove()
         self.points.remove()
 
     # --- what Slicer does ---
 
     def sync(self) -> None:
         """Bring the views in line with the selected segment: after undo, redo, loading, selecting another one."""
+        self._end_proposals_of_another_state()
         self._waiting.bring_back(self.segmentation_node)
         self.points.show(self._prompts(), self.segmentation_node)
         self._doubt.want(self._doubted_state() if self.doubt_visible else None)
@@ -210,15 +248,22 @@ class Controller(Selection):
         if running is not None and running.future.done():
             self._running = None
             self._guarded(lambda: self._take(running))
+        if self._proposals.is_answered:
+            self._guarded(self._receive_proposals)
         if not self._offline or time.perf_counter() >= self._retry_at:
             self._go_on()
         return self.has_work
 
     # --- inside ---
 
+    @property
+    def _is_at_work(self) -> bool:
+        return self._running is not None or self._warming is not None
+
     def _forget(self) -> None:
         self._warming = self._running = None
         self._waiting.clear()
+        self._proposals.end()
         self._aim.drop()
 
     def _checked(self, world: Point3) -> Point3:
@@ -234,6 +279,38 @@ class Controller(Selection):
             self._enqueue(Step("preview", (self._checked(world),), positive))
         else:
             self.end_preview()
+
+    def _propose(self, step: int, in_3d: bool) -> None:
+        self._check_segment()
+        self._end_proposals_of_another_state()
+        self._proposals.overlay.in_3d = in_3d
+        if self._proposals.shown is not None:
+            self._proposals.step(step, self.volume_node)
+        elif not self._proposals:
+            self.end_preview()
+            self._aim.drop()
+            self._proposals.want(self._proposed_state(), scan_of(self.volume_node), self.choice)
+            self._go_on()
+        self._tell_proposals()
+
+    def _receive_proposals(self) -> None:
+        self._proposals.receive(self.volume_node)
+        self._tell_proposals()
+
+    def _tell_proposals(self) -> None:
+        quality = self._proposals.shown.quality if self._proposals.shown is not None else 0.0
+        self._tell(Status(self._proposals.message, busy=self.busy, quality=quality))
+
+    def _proposed_state(self) -> Optional[Tuple[Any, ...]]:
+        """What proposals belong to; None where there can be none."""
+        with contextlib.suppress(FamsamError):
+            if self.segment is not None:
+                return self.segmentation_node, self.segment_id, scan_of(self.volume_node).key, self.choice
+        return None
+
+    def _end_proposals_of_another_state(self) -> None:
+        if self._proposals and not self._proposals.belong_to(self._proposed_state()):
+            self.end_proposals()
 
     def _check_segment(self) -> None:
         if self.segment is None:
@@ -256,6 +333,8 @@ class Controller(Selection):
 
     def _enqueue(self, step: Step) -> None:
         self._aim.drop()
+        if step.verb != "preview":
+            self._proposals.end()
         self._waiting.add(self.segmentation_node, self.segment_id, step)
         self._go_on()
         if step.verb != "preview":
@@ -266,6 +345,8 @@ class Controller(Selection):
         if self._running is None and self._waiting:
             asked = self._waiting.take()
             self._guarded(lambda: self._dispatch(asked))
+        elif self._proposals.is_due and not self._is_at_work:
+            self._proposals.ask(self.engine)
         elif not self.busy:
             self._doubt.take()
             if self._doubt.is_due:
@@ -389,8 +470,8 @@ class Controller(Selection):
         self._tell(replace(self.status, message=message, is_error=bool(self._offline), busy=self.busy))
 
     def _tell(self, status: Status) -> None:
-        self.status = status
-        self._on_status(status)
+        self.status = replace(status, proposed=self._proposals.shown is not None)
+        self._on_status(self.status)
 
 
 def _ms_since(start: float) -> float:

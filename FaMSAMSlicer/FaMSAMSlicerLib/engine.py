@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 from famsam.client import Connection, ConnectionLostError, RemoteSession, session_on
-from famsam.errors import FamsamError
+from famsam.errors import ConfigError, FamsamError
 
 from .prompts import Prompt, Prompts
 from .scans import Scan
@@ -49,11 +49,13 @@ class Step:
     """One thing that the user did; positions in RAS mm."""
 
     verb: str
-    """add_point, add_box, move_point, remove_point, preview; aim: nothing is done, a click may come there"""
+    """add_point, add_box, move_point, remove_point, take, preview; aim: nothing is done, a click may come there"""
     points: Tuple[Point3, ...] = ()
     positive: bool = True
     index: int = -1
     """Of the prompt that is moved or removed."""
+    candidate: Any = None
+    """What is taken, one of ``Engine.propose``."""
 
     def run(self, session: Any) -> Any:
         """Do it; the session's result."""
@@ -63,6 +65,8 @@ class Step:
             return session.add_box(*self.points)
         if self.verb == "move_point":
             return session.move_point(self.index, self.points[0])
+        if self.verb == "take":
+            return session.take(self.candidate)
         return session.remove_point(self.index)
 
     def applied(self, prompts: Prompts) -> Prompts:
@@ -72,6 +76,8 @@ class Step:
         if self.verb == "add_box":
             lower, upper = (list(p) for p in self.points)
             return (*prompts, {"type": "box", "lower_ras_mm": lower, "upper_ras_mm": upper})
+        if self.verb == "take":
+            return ()
         if not 0 <= self.index < len(prompts):
             return prompts
         if self.verb == "move_point":
@@ -167,6 +173,13 @@ class Engine:
         """Where the model is not sure of the state that the request starts from; None where that cannot be told."""
         return self._thread.submit(self._doubt, request)
 
+    def propose(self, scan: Scan, choice: ModelChoice) -> Future[Optional[Sequence[Any]]]:
+        """Candidates of a scan, the most trusted first (``famsam.Session.propose``); None if the model cannot.
+
+        They are kept as long as the scan and the model are: asked for again, they are there at once.
+        """
+        return self._thread.submit(self._propose, scan, choice)
+
     def close(self) -> None:
         """Let the thread end once it has done what it is doing."""
         self._thread.shutdown(wait=False)
@@ -195,6 +208,15 @@ class Engine:
         inside, probability = session.result.mask_in(told.box_zyx), told.probability_zyx
         doubted_zyx = np.where(inside, 2 * (probability < 1 - DOUBTFUL), probability > DOUBTFUL)
         return Doubt(doubted_zyx.astype(np.uint8), np.array(told.box_zyx[0][::-1]))
+
+    def _propose(self, scan: Scan, choice: ModelChoice) -> Optional[Sequence[Any]]:
+        session = self._place.session_for(scan, self._place.model_for(choice, self._load))
+        if self._place.candidates is None:
+            try:
+                self._place.candidates = session.propose()
+            except ConfigError as error:
+                logger.info("%s", error)
+        return self._place.candidates
 
     def _session(self, request: Request) -> Any:
         """The session, on the request's scan and in its state."""
@@ -231,6 +253,8 @@ class _Place:
         self._session: Any = None
         self._tokens: List[str] = []
         self._at = 0
+        self.candidates: Optional[Sequence[Any]] = None
+        """What the session has proposed; None before it was asked to."""
 
     @property
     def token(self) -> str:
@@ -254,7 +278,7 @@ class _Place:
             session = session_on(model)
             session.set_image(Volume(scan.voxels_zyx, scan.ras_from_ijk, name=scan.name))
             self._session, self._scan_key = session, scan.key
-            self._tokens, self._at = [""], 0
+            self._tokens, self._at, self.candidates = [""], 0, None
         return self._session
 
     def _end_session(self) -> None:

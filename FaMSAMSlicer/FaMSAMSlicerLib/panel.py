@@ -44,7 +44,8 @@ class Panel:
         self.ui.statusLabel.text = " · ".join(part for part in parts if part)
         self.ui.statusLabel.styleSheet = "color: #d9534f" if status.is_error else ""
         self.ui.progressBar.visible = status.busy
-        self.ui.cancelButton.visible = status.busy
+        self.ui.cancelButton.visible = status.busy or status.proposed
+        self.ui.takeButton.enabled = status.proposed
 
     def show_point_menu(self) -> None:
         """What can be done with the point under the pointer."""

@@ -55,16 +55,26 @@ def shown_volume() -> Any:
 
 def middle_shown(volume_node: Any) -> Optional[Point3]:
     """World RAS mm of the middle of a slice view that has a volume in its background; None if there is none."""
-    views = [
-        view for view in _nodes("vtkMRMLSliceCompositeNode") if view.GetBackgroundVolumeID() == volume_node.GetID()
-    ]
-    names = {view.GetLayoutName() for view in views}
-    for view in _nodes("vtkMRMLSliceNode"):
-        if view.GetLayoutName() in names and view.IsMappedInLayout():
-            width, height, _depth = view.GetDimensions()
-            r, a, s, _one = view.GetXYToRAS().MultiplyPoint((width / 2, height / 2, 0.0, 1.0))
-            return r, a, s
+    for view in _views_of(volume_node):
+        width, height, _depth = view.GetDimensions()
+        r, a, s, _one = view.GetXYToRAS().MultiplyPoint((width / 2, height / 2, 0.0, 1.0))
+        return r, a, s
     return None
+
+
+def bring_into_view(volume_node: Any, world: Point3) -> None:
+    """Have every slice view with a volume in its background show the slice through a place (world RAS mm)."""
+    for view in _views_of(volume_node):
+        view.JumpSliceByOffsetting(*world)
+
+
+def _views_of(volume_node: Any) -> List[Any]:
+    """The slice views of the present layout that have a volume in their background."""
+    layers = [
+        node for node in _nodes("vtkMRMLSliceCompositeNode") if node.GetBackgroundVolumeID() == volume_node.GetID()
+    ]
+    names = {node.GetLayoutName() for node in layers}
+    return [v for v in _nodes("vtkMRMLSliceNode") if v.GetLayoutName() in names and v.IsMappedInLayout()]
 
 
 def _nodes(class_name: str) -> List[Any]:

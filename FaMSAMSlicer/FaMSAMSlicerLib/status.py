@@ -18,3 +18,5 @@ class Status:
     """Predicted IoU, 0..1."""
     engine_ms: float = 0.0
     """What of the latency the engine itself took."""
+    proposed: bool = False
+    """Whether a proposal is shown that can be taken."""

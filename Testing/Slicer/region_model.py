@@ -12,6 +12,7 @@ from typing import Any, Optional, Tuple
 import cc3d
 import torch
 from famsam.model.base import Embedding, PromptableModel
+from famsam.model.proposal_head import MASK_CHANNELS, MASK_STRIDE, SEED_STRIDE, ProposalMaps
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -84,6 +85,41 @@ class SoftModel(RegionModel):
         logits, iou = super().decode(*args, **kwargs)
         kernel = torch.ones(1, 1, 3, 3, 3) / 27
         return functional.conv3d(functional.conv3d(logits, kernel, padding=1), kernel, padding=1), iou
+
+
+class ProposingModel(RegionModel):
+    """Proposes what is bright, the brighter the better; while ``gate`` is closed it is still looking for that."""
+
+    spacing_mm = 1.0  # so that one view shows the whole of a test's scan
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks, self.gate, self.looking = 0, threading.Event(), threading.Event()
+        self.gate.set()
+
+    @property
+    def proposes(self) -> bool:
+        return True
+
+    def propose(self, embedding: Embedding) -> ProposalMaps:
+        self.looking.set()
+        assert self.gate.wait(60)
+        self.looks += 1
+        crop = embedding.tokens
+        brightness = functional.avg_pool3d(crop.clamp_min(-1.0), SEED_STRIDE)[:, 0]
+        quality = torch.where(brightness > 1.0, brightness, torch.full_like(brightness, -9.0))
+        numbers = torch.zeros(MASK_CHANNELS + 8)  # weights, bias, likeness, displacement, spread
+        numbers[MASK_CHANNELS : MASK_CHANNELS + 2] = torch.tensor([2.0, -20.0])
+        numbers[-3:] = -2.0  # no more than the seed itself
+        kernels = numbers[None, :, None, None, None].expand(-1, -1, *quality.shape[1:])
+        coarse = functional.avg_pool3d(crop, MASK_STRIDE) * 0
+        return ProposalMaps(quality, kernels, coarse.expand(-1, MASK_CHANNELS, -1, -1, -1), coarse)
+
+    def decode(self, embedding: Embedding, *args: Any, **kwargs: Any) -> Tuple[Tensor, Tensor]:
+        logits, _ = super().decode(embedding, *args, **kwargs)
+        inside = embedding.tokens[logits > 0]
+        trust = inside.mean() / 10 if len(inside) else torch.zeros(())
+        return logits, trust.clamp(0.0, 0.9).reshape(1, 1)
 
 
 def _region(crop: Tensor, point: Tensor) -> Tensor:
