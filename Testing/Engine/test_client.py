@@ -155,6 +155,7 @@ def test_candidates_as_of_a_local_session() -> None:
     model.decoder.masks.bias[:8] = 0.0
     local, options = Session(model), ProposalOptions(least_quality=0.0, per_view=4, most=3)
     with live(create_app(model)) as server, closing(Connection(str(server.base_url))) as connection:
+        assert connection.get("/v1/server")["proposes"] is True
         remote = RemoteSession(connection)
         for each in (remote, local):
             each.set_image(Volume(ball_zyx(), OBLIQUE))
@@ -185,6 +186,7 @@ def test_weights_without_a_head_propose_nothing(remote: RemoteSession, server: A
     for session in (remote, local):
         with pytest.raises(ConfigError, match="proposal head"):
             session.propose()
+    assert server.get("/v1/server").json()["proposes"] is False
     refused = server.post(f"/v1/sessions/{remote._session_id}/proposals", json={})
     assert refused.status_code == 422 and refused.json()["code"] == "not_this_model"
 

@@ -56,6 +56,8 @@ class FamsamConfig:
 
     far_reaching: bool = added_later(True, before=False)
     """Whether prompt maps tell also what lies in the same region as a click, and how far from it."""
+    normed_position: bool = added_later(True, before=False)
+    """Whether the encoder's blocks normalise tokens before they place them; see ``TransformerBlock``."""
 
     def __post_init__(self) -> None:
         for name in ("stem_channels", "decoder_channels"):
@@ -96,6 +98,7 @@ class Famsam(PromptableModel):
             config.heads,
             [config.attention] * config.depth,
             config.mlp_ratio,
+            config.normed_position,
         )
         self.decoder = FusionDecoder(
             config.stem_channels,

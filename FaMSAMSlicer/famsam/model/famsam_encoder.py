@@ -116,11 +116,23 @@ class SparseSelfAttention(nn.Module):
 
 class TransformerBlock(nn.Module):
     """Pre-norm block. A depthwise 3x3x3 convolution gives the tokens their positions, at any crop size, and carries
-    information between the sparse groups."""
+    information between the sparse groups.
 
-    def __init__(self, channels: int, heads: int, pattern: AttentionPattern, mlp_ratio: float = 4.0) -> None:
+    It should see normalised tokens, too (``normed_position``): else every block multiplies what comes in, and after a
+    few blocks the tokens are so large that attention and MLP add nothing to them.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        pattern: AttentionPattern,
+        mlp_ratio: float = 4.0,
+        normed_position: bool = False,
+    ) -> None:
         super().__init__()
         hidden = int(channels * mlp_ratio)
+        self.normed_position = normed_position
         self.position = nn.Conv3d(channels, channels, 3, padding=1, groups=channels)
         self.norm1 = nn.LayerNorm(channels)
         self.attention = SparseSelfAttention(channels, heads, pattern)
@@ -128,7 +140,7 @@ class TransformerBlock(nn.Module):
         self.mlp = nn.Sequential(int8.Linear(channels, hidden), nn.GELU(), int8.Linear(hidden, channels))
 
     def forward(self, x_BCZYX: Tensor) -> Tensor:
-        x_BCZYX = x_BCZYX + self.position(x_BCZYX)
+        x_BCZYX = self._placed(x_BCZYX)
         grid = x_BCZYX.shape[2:]
         tokens = rearrange(x_BCZYX, "b c z y x -> b (z y x) c")
         tokens = tokens + self.attention(self.norm1(tokens))
@@ -139,13 +151,20 @@ class TransformerBlock(nn.Module):
         """The block for some tokens (flat indices) alone; the others keep their values and are not attended to, but
         their neighbours still see them through the convolution."""
         index_BNC = active_BN[..., None].expand(-1, -1, x_BCZYX.shape[1])
-        placed = (x_BCZYX + self.position(x_BCZYX)).flatten(2).transpose(1, 2)
+        placed = self._placed(x_BCZYX).flatten(2).transpose(1, 2)
         tokens = placed.gather(1, index_BNC)
         tokens = tokens + self.attention(self.norm1(tokens))
         tokens = tokens + self.mlp(self.norm2(tokens))
         kept = x_BCZYX.flatten(2).transpose(1, 2)
         updated = kept.scatter(1, index_BNC, tokens.to(kept.dtype))
         return updated.transpose(1, 2).unflatten(2, x_BCZYX.shape[2:])
+
+    def _placed(self, x_BCZYX: Tensor) -> Tensor:
+        """Tokens that know where they are."""
+        if not self.normed_position:
+            return x_BCZYX + self.position(x_BCZYX)
+        length = x_BCZYX.float().square().mean(1, keepdim=True).add(1e-6).rsqrt()
+        return x_BCZYX + self.position((x_BCZYX * length).to(x_BCZYX.dtype))
 
 
 class FamsamEncoder(nn.Module):
@@ -158,10 +177,13 @@ class FamsamEncoder(nn.Module):
         heads: int,
         patterns: Sequence[AttentionPattern],
         mlp_ratio: float,
+        normed_position: bool = False,
     ) -> None:
         super().__init__()
         self.stem = Stem(stem_channels, token_channels)
-        self.blocks = nn.ModuleList(TransformerBlock(token_channels, heads, p, mlp_ratio) for p in patterns)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(token_channels, heads, pattern, mlp_ratio, normed_position) for pattern in patterns
+        )
         self.norm = nn.GroupNorm(1, token_channels)
 
     def forward(self, crop_B1ZYX: Tensor, pausing: TokenPausing = TokenPausing()) -> Tuple[Tensor, List[Tensor]]:

@@ -35,7 +35,7 @@ from .synthetic import synthetic_sample
 _LOG = logging.getLogger(__name__)
 
 SMALLEST_KERNEL = 8
-"""Muon learns matrices and kernels of at least so many rows and columns."""
+"""Muon learns matrices and kernels of at least so many rows and columns, no depthwise ones."""
 
 
 class MixedSource:
@@ -283,7 +283,8 @@ def _optimisers(learner: nn.Module, config: TrainConfig) -> List[torch.optim.Opt
     kernels: List[nn.Parameter] = []
     others: List[nn.Parameter] = []
     for parameter in learner.parameters():
-        is_kernel = parameter.ndim > 1 and min(parameter.flatten(1).shape) >= SMALLEST_KERNEL
+        depthwise = parameter.ndim > 2 and parameter.shape[1] == 1
+        is_kernel = parameter.ndim > 1 and not depthwise and min(parameter.flatten(1).shape) >= SMALLEST_KERNEL
         (kernels if config.optimiser == "muon" and is_kernel else others).append(parameter)
     groups = [
         {"params": [p for p in others if p.ndim > 1], "weight_decay": config.weight_decay},

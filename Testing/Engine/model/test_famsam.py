@@ -324,3 +324,24 @@ def test_equalisation_of_each_item_by_itself():
     for item in range(2):
         one = crops[item : item + 1]
         torch.testing.assert_close(together[item : item + 1], contrast_limited_equalisation(one, everywhere(one)))
+
+
+@pytest.mark.parametrize("normed", [True, False])
+def test_blocks_that_place_normalised_tokens_do_not_multiply_them(normed):
+    """What a block adds for the place does not grow with the tokens, so that attention and MLP keep their part."""
+    torch.manual_seed(0)
+    block = TransformerBlock(16, 2, AttentionPattern(), normed_position=normed).eval()
+    block.position.weight.data.mul_(20)
+    x = torch.randn(1, 16, 4, 4, 4)
+    with torch.inference_mode():
+        small, large = (block._placed(scale * x) - scale * x for scale in (1.0, 100.0))
+    growth = float(large.std() / small.std())
+    assert growth == pytest.approx(1.0 if normed else 100.0, rel=0.2)
+
+
+def test_some_tokens_of_a_block_are_those_of_all_where_all_are_active():
+    torch.manual_seed(0)
+    block = TransformerBlock(16, 2, AttentionPattern(), normed_position=True).eval()
+    x = torch.randn(1, 16, 4, 4, 4)
+    with torch.inference_mode():
+        torch.testing.assert_close(block.forward_some(x, torch.arange(64)[None]), block(x))
