@@ -44,6 +44,7 @@ async def server_info(request: Request) -> ServerInfo:
         version=__version__,
         model=hub.model.name,
         device=str(hub.model.device),
+        proposes=hub.model.proposes,
         paths_allowed=request.app.state.paths_allowed,
         limits=limits,
     )

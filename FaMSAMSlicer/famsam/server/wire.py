@@ -37,6 +37,7 @@ class ServerInfo(BaseModel):
     version: str
     model: str
     device: str
+    proposes: Annotated[bool, Field(description="whether the model's weights have a head for proposals")]
     paths_allowed: bool
     limits: Dict[str, float]
 

@@ -50,6 +50,18 @@ export interface Uncertainty {
   expected_ml: number;
 }
 
+/** A mask that nobody asked for yet. */
+export interface Candidate {
+  box_zyx: [Vec3, Vec3];
+  bits: string;
+  quality: number;
+}
+
+export interface ServerInfo {
+  proposes: boolean;
+  limits: Record<string, number>;
+}
+
 export interface ExportedSegment {
   session_id: string;
   name: string;

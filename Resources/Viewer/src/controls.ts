@@ -22,6 +22,9 @@ export function connectControls(page: Page): void {
   on("redo", () => page.walk("redo"));
   on("reset", () => page.act("POST", "/reset"));
   on("add-segment", () => page.addSegment());
+  on("propose", () => page.proposals.toggle());
+  on("take", () => page.proposals.take());
+  on("end-proposals", () => page.proposals.end());
   on("doubt", () => page.toggleDoubt());
   on("help", () => page.help());
   on("alert-close", () => page.messages.alert(null));

@@ -24,7 +24,7 @@ export function inverse(matrix: Matrix): Matrix {
 export class Grid {
   readonly displaySize: Vec3;
   private readonly ijkFromRas: Matrix;
-  private readonly ijkFromDisplay: Matrix;
+  readonly ijkFromDisplay: Matrix;
 
   constructor(
     readonly size: Vec3,

@@ -14,13 +14,15 @@ const STEPS: Record<string, Vec3> = {
 
 export function keyboard(page: Page): void {
   const actions: Record<string, (shift: boolean) => void> = {
-    enter: (shift) => page.clickAtCrosshair(shift),
+    enter: (shift) => (page.candidate && !shift ? page.proposals.take() : page.clickAtCrosshair(shift)),
+    escape: () => page.proposals.end(),
     z: (shift) => page.walk(shift ? "redo" : "undo"),
     y: () => page.walk("redo"),
     delete: () => page.removeLast(),
     i: () => page.setTool("include"),
     e: () => page.setTool("exclude"),
     b: () => page.setTool("box"),
+    c: (shift) => page.proposals.step(shift ? -1 : 1),
     n: () => page.addSegment(),
     v: () => page.toggle(),
     l: () => page.nextLayout(),

@@ -9,12 +9,17 @@ export type Box = [Vec3, Vec3]; // half-open, (z, y, x) in the scan's own order,
 export const MAX_SEGMENTS = 60;
 export const DOUBT_LEVELS = 12;
 const DOUBT = 200; // the label below the first level's
+const CANDIDATE = 252;
+const CANDIDATE_RIM = 253;
 const PREVIEW_ADDS = 254;
 const PREVIEW_REMOVES = 255;
 // Grows lighter throughout, so that the colour-blind can read it as well; the page's legend has the same.
 const DOUBT_COLOURS = ["#3b0f70", "#8c2981", "#de4968", "#fe9f6d", "#fcfdbf"];
 const DOUBT_OPACITY = 0.85; // so that a bright scan behind it does not change how it reads
 const PREVIEW_OPACITY = 0.5;
+const CANDIDATE_COLOUR = "#ff5cf0"; // no segment has it, and no scan
+const CANDIDATE_OPACITY = 0.3;
+const RIM_OPACITY = 0.95;
 const TEXTURE_UNIT_OF_DRAWING = 33991; // where NiiVue keeps its drawing
 
 interface Layer {
@@ -22,7 +27,7 @@ interface Layer {
   box: Box | null; // holds all that the mask ever held
 }
 
-/** A preview or the doubt, shown until the next change: which labels it covers, and what they were. */
+/** A preview, a candidate or the doubt, shown until the next change: which labels it covers, and what they were. */
 class Passing {
   box: Box | null = null;
   private indices = new Uint32Array(1 << 12);
@@ -136,6 +141,21 @@ export class LabelOverlay {
     this.send(union(before, box)!);
   }
 
+  /** Show a mask that may become a segment's, until the next preview or change. */
+  showCandidate(box: Box, mask: BitMask): void {
+    const before = this.passing.end(this.labels);
+    const size = box[1].map((high, axis) => high - box[0][axis]) as Vec3;
+    let n = 0;
+    this.rows(box, (_, index, step, count) => {
+      for (let k = 0; k < count; k++, n++) {
+        if (!mask.get(n)) continue;
+        this.passing.show(this.labels, index + k * step, onRim(mask, size, n) ? CANDIDATE_RIM : CANDIDATE);
+      }
+    });
+    this.passing.box = box;
+    this.send(union(before, box)!);
+  }
+
   /** Whether anything passing was shown. */
   endPassing(): boolean {
     const box = this.passing.end(this.labels);
@@ -152,6 +172,8 @@ export class LabelOverlay {
     for (let level = 1; level <= DOUBT_LEVELS; level++) {
       put(DOUBT + level, between(DOUBT_COLOURS, (level - 1) / (DOUBT_LEVELS - 1)), DOUBT_OPACITY);
     }
+    put(CANDIDATE, rgb(CANDIDATE_COLOUR), CANDIDATE_OPACITY);
+    put(CANDIDATE_RIM, rgb(CANDIDATE_COLOUR), RIM_OPACITY);
     put(PREVIEW_ADDS, [255, 255, 255], PREVIEW_OPACITY);
     put(PREVIEW_REMOVES, [0, 0, 0], PREVIEW_OPACITY);
     this.nv.drawLut = { lut, labels: Array.from({ length: 256 }, (_, k) => String(k)) };
@@ -241,6 +263,13 @@ export class LabelOverlay {
   count(label: number): number {
     return this.labels.reduce((sum, one) => sum + (one === label ? 1 : 0), 0);
   }
+}
+
+/** Whether a voxel of a mask of a size (z, y, x) has one beside it that does not belong to the mask. */
+function onRim(mask: BitMask, [depth, height, width]: Vec3, n: number): boolean {
+  const [x, y, z] = [n % width, Math.floor(n / width) % height, Math.floor(n / (width * height))];
+  if (!x || !y || !z || x === width - 1 || y === height - 1 || z === depth - 1) return true;
+  return [1, width, width * height].some((step) => !mask.get(n - step) || !mask.get(n + step));
 }
 
 function rgb(hex: string): number[] {

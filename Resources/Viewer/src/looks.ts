@@ -1,7 +1,7 @@
-// What is shown or prepared without changing anything: previews, the map of doubt, and views encoded ahead.
+// What is shown or prepared without changing anything: previews, candidates, the map of doubt, and views encoded ahead.
 
 import type { SessionState } from "./api";
-import { unpackBits, unzipped } from "./bits";
+import { type BitMask, unpackBits, unzipped } from "./bits";
 import type { Vec3 } from "./geometry";
 import { type Box, DOUBT_LEVELS, type LabelOverlay } from "./labels";
 import type { Viewer } from "./viewer";
@@ -17,6 +17,8 @@ export interface Surroundings {
   readonly busy: boolean;
   /** What a click would do here: include, exclude, or nothing. */
   readonly click: "include" | "exclude" | null;
+  /** What may be taken as a segment's mask. */
+  readonly candidate: { box: Box; mask: BitMask } | null;
   /** The volume to expect by the map of doubt; null where none is shown. */
   expected(ml: number | null): void;
 }
@@ -36,6 +38,7 @@ export class Looks {
   private pointer: Vec3 | null = null;
   private resting: ReturnType<typeof setTimeout> | undefined;
   private doubt: Doubt | null = null;
+  private showsCandidate = false;
   private readonly underWay = { preview: false, doubt: false, ahead: false };
 
   constructor(
@@ -57,6 +60,7 @@ export class Looks {
 
   /** Everything that changes the segment is done: look at what came of it. */
   settled(): void {
+    this.showCandidate();
     void this.showDoubt();
     this.rest();
   }
@@ -72,7 +76,17 @@ export class Looks {
   setDoubting(on: boolean): void {
     this.doubting = on;
     if (!on && !this.previewing && this.page.overlay?.endPassing()) this.viewer.redraw();
+    this.showCandidate();
     void this.showDoubt();
+  }
+
+  private showCandidate(): void {
+    const { candidate, overlay } = this.page;
+    if (this.previewing || (!candidate && !this.showsCandidate)) return;
+    this.showsCandidate = candidate !== null;
+    if (candidate) overlay?.showCandidate(candidate.box, candidate.mask);
+    else overlay?.endPassing();
+    this.viewer.redraw();
   }
 
   private async preview(): Promise<void> {
@@ -107,7 +121,7 @@ export class Looks {
     if (this.underWay.doubt) return;
     this.underWay.doubt = true;
     let shown: Doubt | null = null;
-    while (this.doubting && !this.previewing && !this.page.busy) {
+    while (this.doubting && !this.previewing && !this.page.busy && !this.page.candidate) {
       const { segment } = this.work;
       if (!segment?.visible || !segment.state?.prompts.length) break;
       const { state } = segment;

@@ -1,6 +1,6 @@
 // The page: what the buttons, keys and clicks do.
 
-import { Api, Refusal, type SessionState, type Update } from "./api";
+import { Api, Refusal, type ServerInfo, type SessionState, type Update } from "./api";
 import { unpackBits } from "./bits";
 import { Grid, type Vec3 } from "./geometry";
 import { LabelOverlay, MAX_SEGMENTS } from "./labels";
@@ -9,6 +9,7 @@ import { confirmed, typedToken } from "./dialogs";
 import { keyboard } from "./keyboard";
 import { Looks, type Surroundings } from "./looks";
 import { Messages } from "./messages";
+import { Proposals } from "./proposals";
 import { millilitres, renderSegments } from "./segments";
 import { Viewer, type Layout, LAYOUTS } from "./viewer";
 import { AnotherScan, ScanNeeded, type Segment, type Source, Work } from "./work";
@@ -27,6 +28,7 @@ class Page implements Surroundings {
   readonly viewer: Viewer;
   private readonly work: Work;
   readonly looks: Looks;
+  readonly proposals: Proposals;
   readonly messages = new Messages();
   overlay: LabelOverlay | null = null;
   private tool: Tool = "include";
@@ -55,6 +57,7 @@ class Page implements Surroundings {
       restored: (segment, update) => this.restored(segment, update),
     });
     this.looks = new Looks(this.viewer, this.work, this);
+    this.proposals = new Proposals(this.viewer, this.work, this);
   }
 
   get busy(): boolean {
@@ -63,6 +66,10 @@ class Page implements Surroundings {
 
   get click(): "include" | "exclude" | null {
     return this.tool === "box" ? null : this.tool;
+  }
+
+  get candidate() {
+    return this.proposals.candidate;
   }
 
   expected(ml: number | null): void {
@@ -132,6 +139,7 @@ class Page implements Surroundings {
     );
     this.messages.progress("Drawing");
     this.overlay = null;
+    this.proposals.forget();
     await this.viewer.show(image, grid);
     this.overlay = new LabelOverlay(this.viewer.nv, grid);
     for (const segment of this.work.segments) this.overlay.add(segment.label);
@@ -186,6 +194,7 @@ class Page implements Surroundings {
   private enqueue(segment: Segment, ask: () => Promise<Update | null>): void {
     const began = performance.now();
     this.waiting++;
+    this.proposals.setAside();
     this.messages.status("Segmenting…");
     this.queue = Promise.all([this.queue, this.dragBusy]).then(() =>
       this.guard(async () => {
@@ -220,6 +229,7 @@ class Page implements Surroundings {
   private async drag(index: number, ras: Vec3, finished: boolean): Promise<void> {
     const segment = this.work.segment;
     if (!segment) return;
+    this.proposals.setAside();
     this.drags = { index, ras, continues: this.dragging };
     this.dragging = !finished;
     this.dragBusy ??= this.sendDrags(segment).finally(() => {
@@ -313,6 +323,7 @@ class Page implements Surroundings {
     $<HTMLButtonElement>("redo").disabled = !segment?.future.length;
     $<HTMLButtonElement>("reset").disabled = !segment?.voxels && !prompts.length;
     $<HTMLButtonElement>("add-segment").disabled = !this.overlay;
+    this.proposals.refresh();
     const empty = segments.every((one) => !one.voxels);
     for (const button of document.querySelectorAll<HTMLButtonElement>(".save")) {
       button.disabled = empty || (button.dataset.format === "dcm" && !volume?.is_dicom);
@@ -376,8 +387,7 @@ class Page implements Surroundings {
   private async askForToken(): Promise<void> {
     for (;;) {
       try {
-        await this.work.api.json("GET", "/v1/server");
-        return;
+        return this.proposals.offer(await this.work.api.json<ServerInfo>("GET", "/v1/server"));
       } catch (error) {
         if (!(error instanceof Refusal) || error.code !== "wrong_token") return;
       }
@@ -387,7 +397,7 @@ class Page implements Surroundings {
   }
 
   /** Run something; what goes wrong is told in a sentence, and work goes on. */
-  private async guard(work: () => Promise<unknown>): Promise<void> {
+  async guard(work: () => Promise<unknown>): Promise<void> {
     try {
       await work();
     } catch (error) {

@@ -5,9 +5,11 @@
 
 import {
   Api,
+  type Candidate,
   Disconnected,
   type ExportedSegment,
   Refusal,
+  type ServerInfo,
   type SessionState,
   type Uncertainty,
   type Update,
@@ -194,6 +196,19 @@ export class Work {
     });
   }
 
+  /** Candidate masks of the scan, the best first; found in a session of their own, so that no click waits for them. */
+  propose(isWanted: () => boolean): Promise<Candidate[]> {
+    return this.insist(null, async () => {
+      if (!isWanted()) throw new Refusal(409, "superseded", "another scan was opened");
+      const { id } = await this.api.json<{ id: string }>("POST", `/v1/volumes/${this.volume!.id}/sessions`);
+      try {
+        return (await this.api.json<{ candidates: Candidate[] }>("POST", `/v1/sessions/${id}/proposals`, {})).candidates;
+      } finally {
+        this.api.json("DELETE", `/v1/sessions/${id}`).catch(() => undefined);
+      }
+    });
+  }
+
   async export(format: string): Promise<ArrayBuffer> {
     return this.insist(null, async () => {
       const segments: ExportedSegment[] = [];
@@ -316,7 +331,7 @@ export class Work {
       progress("Reading the scan");
       return this.api.json("POST", "/v1/volumes/path", { path: source.path });
     }
-    const { limits } = await this.api.json<{ limits: Record<string, number> }>("GET", "/v1/server");
+    const { limits } = await this.api.json<ServerInfo>("GET", "/v1/server");
     if (file!.size > limits.upload_bytes) {
       const [has, most] = [file!.size, limits.upload_bytes].map((bytes) => `${Math.round(bytes / 2 ** 20)} MiB`);
       throw new Error(`the file has ${has}, this server takes at most ${most}; crop or compress the scan`);
