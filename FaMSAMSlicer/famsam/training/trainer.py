@@ -34,6 +34,8 @@ from .synthetic import synthetic_sample
 
 _LOG = logging.getLogger(__name__)
 
+JUDGES = ("quality",)
+"""Modules that Muon leaves to AdamW: small heads that predict a number. Its large steps made one of them constant."""
 SMALLEST_KERNEL = 8
 """Muon learns matrices and kernels of at least so many rows and columns, no depthwise ones."""
 
@@ -282,10 +284,12 @@ def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
 def _optimisers(learner: nn.Module, config: TrainConfig) -> List[torch.optim.Optimizer]:
     kernels: List[nn.Parameter] = []
     others: List[nn.Parameter] = []
-    for parameter in learner.parameters():
+    for name, parameter in learner.named_parameters():
         depthwise = parameter.ndim > 2 and parameter.shape[1] == 1
-        is_kernel = parameter.ndim > 1 and not depthwise and min(parameter.flatten(1).shape) >= SMALLEST_KERNEL
-        (kernels if config.optimiser == "muon" and is_kernel else others).append(parameter)
+        judges = any(part in JUDGES for part in name.split("."))
+        is_kernel = parameter.ndim > 1 and min(parameter.flatten(1).shape) >= SMALLEST_KERNEL
+        learnt_by_muon = config.optimiser == "muon" and is_kernel and not depthwise and not judges
+        (kernels if learnt_by_muon else others).append(parameter)
     groups = [
         {"params": [p for p in others if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},

@@ -107,6 +107,7 @@ def test_muon_learns_kernels_and_adamw_the_rest(tmp_path):
     assert learnt[0] | learnt[1] == set(names.values()) and not learnt[0] & learnt[1]
     assert {"encoder.blocks.0.mlp.0.weight", "decoder.maps4.weight"} <= learnt[1]
     assert all("weight" in name for name in learnt[1]) and "decoder.masks.bias" in learnt[0]
+    assert {"encoder.blocks.0.position.weight", "decoder.quality.0.weight"} <= learnt[0], "depthwise; a judge"
 
 
 def test_a_run_may_start_from_weights_of_a_smaller_network(tmp_path):
