@@ -57,7 +57,7 @@ class FamsamConfig:
     far_reaching: bool = added_later(True, before=False)
     """Whether prompt maps tell also what lies in the same region as a click, and how far from it."""
     normed_position: bool = added_later(True, before=False)
-    """Whether the encoder's blocks normalise tokens before they place them; see ``TransformerBlock``."""
+    """Whether transformer blocks normalise tokens before they place them; see ``TransformerBlock``."""
 
     def __post_init__(self) -> None:
         for name in ("stem_channels", "decoder_channels"):
@@ -109,6 +109,7 @@ class Famsam(PromptableModel):
             config.mask_count,
             config.fusion,
             config.far_reaching,
+            config.normed_position,
         )
         self.proposal_head: Optional[ProposalHead] = None
         if config.proposals:

@@ -76,6 +76,7 @@ class FusionDecoder(nn.Module):
         mask_count: int,
         fusion: bool = True,
         far_reaching: bool = False,
+        normed_position: bool = False,
     ) -> None:
         super().__init__()
         c4, c8, c16 = channels
@@ -96,7 +97,10 @@ class FusionDecoder(nn.Module):
         self.down4 = nn.Conv3d(c4, c8, 2, stride=2)
         self.first8 = ConvBlock(c8)
         self.down8 = nn.Conv3d(c8, c16, 2, stride=2)
-        self.blocks16 = nn.ModuleList(TransformerBlock(c16, heads, p, mlp_ratio=2.0) for p in patterns)
+        self.blocks16 = nn.ModuleList(
+            TransformerBlock(c16, heads, pattern, mlp_ratio=2.0, normed_position=normed_position)
+            for pattern in patterns
+        )
         self.up8 = nn.ConvTranspose3d(c16, c8, 2, stride=2)
         self.block8 = ConvBlock(c8)
         self.up4 = nn.ConvTranspose3d(c8, c4, 2, stride=2)

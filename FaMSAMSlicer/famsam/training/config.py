@@ -45,7 +45,7 @@ class TrainConfig:
     """"adamw", or "muon" (see ``muon``) for matrices and convolution kernels with AdamW for the rest."""
     learning_rate: float = 1e-3
     """AdamW's, after the warm-up."""
-    muon_learning_rate: float = 1e-3
+    muon_learning_rate: float = 3e-3
     """Muon's, after the warm-up."""
     weight_decay: float = 0.02
     warmup_steps: int = 200

@@ -30,4 +30,4 @@ def test_a_variant_changes_one_thing(path):
 
 def test_the_distillations_budget_can_be_read():
     path = BENCHMARKS / "train_distillation.json"
-    assert read_part(path, "train", TrainConfig()).steps > 0 and read_model(path).depth == 3
+    assert read_part(path, "train", TrainConfig()).steps > 0 and read_model(path).depth == 6
