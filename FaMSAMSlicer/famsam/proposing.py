@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .compact_mask import CompactMask
 from .errors import ConfigError
-from .geometry import Box, CanonicalFrame, box_slices, union
+from .geometry import Box, CanonicalFrame, Grid, box_slices, union
 from .model.prompt_maps import POSITIVE
 from .model.proposal_head import pick_seeds
 from .resample import CropBox
@@ -99,6 +99,14 @@ def overlap_of(one: CompactMask, other: CompactMask) -> float:
     return float((a & b).sum() / max(int((a | b).sum()), 1))
 
 
+def cut_off(box_zyx: Box, view: CropBox, grid: Grid) -> bool:
+    """Whether a mask in this box reaches a face of the view behind which the scan goes on."""
+    region = view.image_box(grid)
+    assert region is not None
+    sides = zip(*box_zyx, *region, grid.size_zyx)
+    return any((at <= start + 1 and start > 0) or (end >= stop - 1 and stop < n) for at, end, start, stop, n in sides)
+
+
 def _views(segmenter: Segmenter, most: int) -> List[CropBox]:
     """The whole scan, and a regular cover of it by views of half the spacing, cut off at ``most``."""
     chooser, grid = segmenter.chooser, segmenter.grid
@@ -132,7 +140,9 @@ def _candidates_in(view: CropBox, segmenter: Segmenter, options: ProposalOptions
         logits, quality = segmenter.decode(embedding, view, seed, dense)
         quality = model.calibration.iou(quality)
         mask = segmenter.pasted(empty, view, segmenter.own_pieces(logits, view, seed, empty, empty))
-        if quality >= options.least_quality and mask.box_zyx and mask.voxels().sum() >= options.least_voxels:
+        if quality < options.least_quality or mask.box_zyx is None or cut_off(mask.box_zyx, view, segmenter.grid):
+            continue  # what goes on behind a face of the view is shown whole by a wider one
+        if mask.voxels().sum() >= options.least_voxels:
             found.append((quality, mask))
     return found
 

@@ -12,10 +12,11 @@ import torch
 from famsam import cli
 from famsam.checkpoints import save_model
 from famsam.errors import ConfigError, PromptError, SessionError
-from famsam.geometry import box_slices
+from famsam.geometry import Grid, box_slices
 from famsam.model.famsam import Famsam, FamsamConfig
 from famsam.model.proposal_head import MASK_CHANNELS
-from famsam.proposing import ProposalOptions
+from famsam.proposing import ProposalOptions, cut_off
+from famsam.resample import CropBox
 from famsam.session import Session
 from famsam.volume import Volume, read_mask, read_volume
 
@@ -151,3 +152,18 @@ def test_the_command_writes_masks_and_pictures(model, tmp_path, capsys):
         assert mask.sum() == pytest.approx(row["volume_ml"] * 1000 / 1.5**3)
         assert (mask ^ candidate.mask_zyx).sum() < 1e-3 * mask.sum(), "but for rounding in the stored geometry"
         assert Path(row["picture"]).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("box", "cut"),
+    [
+        (((12, 12, 12), (28, 28, 28)), False),
+        (((8, 12, 12), (28, 28, 28)), True),
+        (((12, 12, 12), (28, 31, 28)), True),
+        (((12, 12, 0), (28, 28, 28)), False),
+    ],
+)
+def test_what_goes_on_behind_a_face_of_the_view_is_cut_off(box, cut):
+    """The view shows the voxels 8 to 31 of 40 along z and y, and the whole scan along x."""
+    view, grid = CropBox((19.5, 19.5, 11.5), 1.0, 24), Grid((40, 40, 24), np.eye(4))
+    assert cut_off(box, view, grid) is cut
