@@ -42,7 +42,8 @@ def plot(rows: List[Dict[str, Any]], path: Path) -> None:
             label=f"{click} click{'s' * (click > 1)}",
         )
     axes.set(xscale="log", xlabel="steps", ylabel="mean Dice over cases", ylim=(0, 1))
-    axes.set_xticks([row["steps"] for row in rows], [str(row["steps"]) for row in rows], minor=False)
+    axes.minorticks_off()
+    axes.set_xticks([row["steps"] for row in rows], [str(row["steps"]) for row in rows])
     axes.legend(frameon=False)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
