@@ -248,7 +248,7 @@ class Segmenter:
             return view
         scale, offset = view.index_from_crop(self.grid)
         low_zyx, high_zyx = (offset + scale * (edge * view.size - 0.5) for edge in bounds)
-        closer = self.chooser.closest(low_zyx, high_zyx, newest_zyx)
+        closer = self.chooser.for_object(low_zyx, high_zyx, newest_zyx, self.options.views.largest_share)
         return closer if closer.spacing_mm < view.spacing_mm and self.chooser.fits(closer, low_zyx, high_zyx) else view
 
     def _look(

@@ -73,18 +73,14 @@ class ViewChooser:
         spacings = [self.options.first_spacing_mm * factor for factor in self.options.first_factors]
         return list(dict.fromkeys(self.around(np.asarray(point_zyx), spacing, point_zyx) for spacing in spacings))
 
-    def for_object(self, low_zyx: FloatArray, high_zyx: FloatArray, must_see_zyx: ArrayLike) -> CropBox:
-        """A view in which the object in an index box spans the wanted share; ``must_see_zyx`` is well inside."""
-        spacing_mm = self._extent_mm(low_zyx, high_zyx) / (self.options.wanted_share * self.size)
-        return self.around((low_zyx + high_zyx - 1) / 2, spacing_mm, must_see_zyx)
-
-    def closest(self, low_zyx: FloatArray, high_zyx: FloatArray, must_see_zyx: ArrayLike) -> CropBox:
-        """As ``for_object``, as close as the object can be seen whole."""
-        spacing_mm = self._extent_mm(low_zyx, high_zyx) / (self.options.largest_share * self.size)
-        return self.around((low_zyx + high_zyx - 1) / 2, self._on_ladder(spacing_mm, math.ceil), must_see_zyx)
-
-    def _extent_mm(self, low_zyx: FloatArray, high_zyx: FloatArray) -> float:
-        return float(((high_zyx - low_zyx) * self.grid.spacing_zyx_mm).max())
+    def for_object(
+        self, low_zyx: FloatArray, high_zyx: FloatArray, must_see_zyx: ArrayLike, share: float = 0.0
+    ) -> CropBox:
+        """A view in which the object in an index box spans ``share`` of the edge (the wanted share if that is not
+        given); ``must_see_zyx`` is well inside."""
+        extent_mm = float(((high_zyx - low_zyx) * self.grid.spacing_zyx_mm).max())
+        spacing = extent_mm / ((share or self.options.wanted_share) * self.size)
+        return self.around((low_zyx + high_zyx - 1) / 2, spacing, must_see_zyx)
 
     def around(self, centre_zyx: FloatArray, spacing_mm: float, must_see_zyx: ArrayLike) -> CropBox:
         """A view of about this centre and spacing.

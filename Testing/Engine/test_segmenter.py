@@ -250,27 +250,6 @@ def test_a_full_look_that_loses_what_the_scout_saw_is_doubted(monkeypatch, again
     assert first.logits.shape[-1] == segmenter.model.mask_size
 
 
-@pytest.mark.parametrize("blind, spacings", [(False, [1.5]), (True, [1.5, 3.0, 1.5])])
-def test_what_a_closer_view_shows_whole_is_looked_at_from_close_by_at_once(monkeypatch, blind, spacings):
-    size, spacing = (110, 110, 110), (3.0, 3.0, 3.0)
-    truth = ball(mm_of(size, spacing), (160, 170, 150), 55)
-    options = SegmenterOptions(ViewOptions(first_factors=(2.0, 1.0)), enough_trust=0.95)
-    segmenter = Segmenter(ThresholdModel(scout_size=64), scan_of(truth, spacing), options)
-    seen, decode = [], segmenter.decode
-
-    def watched(embedding, view, prompts, prior):
-        logits, quality = decode(embedding, view, prompts, prior)
-        if view.size == 64:
-            return logits, quality
-        seen.append(view.spacing_mm)
-        return (logits, 0.5) if blind and len(seen) == 1 else (logits, quality)
-
-    monkeypatch.setattr(segmenter, "decode", watched)
-    first = run(segmenter, [(53, 56, 50)])[-1]
-    assert seen == pytest.approx(spacings), "in full: close by; if that is not trusted, from afar and through its tile"
-    assert first.view.spacing_mm == pytest.approx(1.5) and dice(first.mask.dense(), truth) > 0.95
-
-
 def test_what_one_tile_shows_whole_is_looked_at_through_it_from_then_on(monkeypatch):
     size, spacing = (110, 110, 110), (3.0, 3.0, 3.0)
     truth = ball(mm_of(size, spacing), (160, 170, 150), 55)
