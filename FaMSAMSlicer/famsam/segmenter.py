@@ -160,11 +160,6 @@ class Segmenter:
         size = self.model.crop_size
         if len(views) > 1 and self.model.scout_size is not None:
             view, seen, trust = yield from self._followed(views, prompts, previous, self.model.scout_size)
-            closer = self._closest(view, seen, prompts.points_zyx[-1])
-            if closer != view:
-                logits, quality = yield from self._look(closer, prompts, previous, size)
-                if quality >= trust and self._better_view(closer, logits, prompts.points_zyx[-1]) is None:
-                    return closer, logits, quality
             logits, quality = yield from self._look(view, prompts, previous, size)
             if quality < self.options.scout_trust * trust:
                 scouted = F.interpolate(seen, size=logits.shape[2:], mode="trilinear")
@@ -225,31 +220,13 @@ class Segmenter:
 
     def _better_view(self, view: CropBox, logits: Tensor, newest_zyx: NDArray[np.float64]) -> Optional[CropBox]:
         """A view that suits the object found in this one, or None."""
-        bounds = self._bounds(view, logits, newest_zyx)
-        return None if bounds is None else self.chooser.better(view, *bounds, newest_zyx)
-
-    def _bounds(
-        self, view: CropBox, logits: Tensor, newest_zyx: NDArray[np.float64]
-    ) -> Optional[Tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        """Where the object nearest to the newest prompt lies, as shares of the view's edge along z, y, x."""
         foreground = (logits[0, 0] > 0).numpy()
         if not foreground.any():
             return None
         n = len(foreground)
         at = (view.points_to_crop(newest_zyx, self.grid) + 0.5) * n / view.size - 0.5
-        low, high = bounds_of_piece_nearest(foreground, at)
-        return low / n, high / n
-
-    def _closest(self, view: CropBox, logits: Tensor, newest_zyx: NDArray[np.float64]) -> CropBox:
-        """The closest view that shows the object found in this one whole, if this one is so coarse that it would have
-        to be refined by closer ones."""
-        bounds = self._bounds(view, logits, newest_zyx)
-        if bounds is None or view.spacing_mm < self.options.refine_above * self.options.views.first_spacing_mm:
-            return view
-        scale, offset = view.index_from_crop(self.grid)
-        low_zyx, high_zyx = (offset + scale * (edge * view.size - 0.5) for edge in bounds)
-        closer = self.chooser.for_object(low_zyx, high_zyx, newest_zyx, self.options.views.largest_share)
-        return closer if closer.spacing_mm < view.spacing_mm and self.chooser.fits(closer, low_zyx, high_zyx) else view
+        bounds = bounds_of_piece_nearest(foreground, at)
+        return self.chooser.better(view, bounds[0] / n, bounds[1] / n, newest_zyx)
 
     def _look(
         self, view: CropBox, prompts: Prompts, previous: Prediction, size: int

@@ -35,8 +35,6 @@ class ViewOptions:
     """Ratio of neighbouring spacings."""
     wanted_share: float = 0.45
     """How much of the view's edge an object should span when a view is made for it."""
-    largest_share: float = 0.7
-    """How much it may span in a view that spares closer ones."""
     smallest_share: float = 0.25
     """An object that spans less is looked at more closely."""
     border_share: float = 0.03
@@ -47,10 +45,8 @@ class ViewOptions:
     """No view is finer than this share of the scan's median voxel spacing."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.smallest_share < self.wanted_share <= self.largest_share < 1 or self.ladder_ratio <= 1:
-            raise ConfigError(
-                "Expected 0 < smallest_share < wanted_share <= largest_share < 1 and a ladder_ratio above 1."
-            )
+        if not 0 < self.smallest_share < self.wanted_share < 1 or self.ladder_ratio <= 1:
+            raise ConfigError("Expected 0 < smallest_share < wanted_share < 1 and a ladder_ratio above 1.")
 
 
 class ViewChooser:
@@ -73,13 +69,10 @@ class ViewChooser:
         spacings = [self.options.first_spacing_mm * factor for factor in self.options.first_factors]
         return list(dict.fromkeys(self.around(np.asarray(point_zyx), spacing, point_zyx) for spacing in spacings))
 
-    def for_object(
-        self, low_zyx: FloatArray, high_zyx: FloatArray, must_see_zyx: ArrayLike, share: float = 0.0
-    ) -> CropBox:
-        """A view in which the object in an index box spans ``share`` of the edge (the wanted share if that is not
-        given); ``must_see_zyx`` is well inside."""
+    def for_object(self, low_zyx: FloatArray, high_zyx: FloatArray, must_see_zyx: ArrayLike) -> CropBox:
+        """A view in which the object in an index box spans the wanted share; ``must_see_zyx`` is well inside."""
         extent_mm = float(((high_zyx - low_zyx) * self.grid.spacing_zyx_mm).max())
-        spacing = extent_mm / ((share or self.options.wanted_share) * self.size)
+        spacing = extent_mm / (self.options.wanted_share * self.size)
         return self.around((low_zyx + high_zyx - 1) / 2, spacing, must_see_zyx)
 
     def around(self, centre_zyx: FloatArray, spacing_mm: float, must_see_zyx: ArrayLike) -> CropBox:
