@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Mapping, Tuple, Union
+from typing import Any, Dict, List, Mapping, Tuple, Union
 
 from ..errors import ConfigError
 from ..model.config import Config, from_plain, to_plain
@@ -24,7 +24,8 @@ class TrainConfig:
     steps: int = 6000
     """Optimiser steps of the whole run."""
     sizes: Tuple[Tuple[float, int, int], ...] = ((0.65, 64, 4), (0.85, 96, 2), (1.0, 128, 1))
-    """(until this fraction of the run, edge of the crops in voxels, crops a step): cheap small crops first."""
+    """(until this fraction of the run, edge of the crops in voxels, crops a step): cheap small crops first. Entries of
+    the same fraction share that part of the run: each of its steps draws one of them, with equal chances."""
     targets: int = 3
     """Structures clicked on in each crop."""
     round_weights: Tuple[float, ...] = (0.2, 0.2, 0.2, 0.15, 0.15, 0.1)
@@ -96,6 +97,11 @@ class TrainConfig:
                 "sizes must reach to 1.0 with edges that are multiples of 32 and at least one crop a step, got "
                 f"{self.sizes}."
             )
+
+    def sizes_at(self, step: int) -> List[Tuple[int, int]]:
+        """(edge of the crops in voxels, crops a step) that a step of the run draws from."""
+        end = min(until for until, _, _ in self.sizes if step < until * self.steps)
+        return [(size, count) for until, size, count in self.sizes if until == end]
 
 
 def config_to_dict(config: TrainConfig, model_config: Any) -> Dict[str, Any]:

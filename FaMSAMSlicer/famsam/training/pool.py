@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Callable, Dict, Optional, Tuple
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -19,62 +20,72 @@ MOST_DRAWS = 1000
 """So many crops in a row without a structure to click on mean that the source has none."""
 
 
+@dataclass
+class _Shelf:
+    """The crops of one size by their numbers, None for one not drawn yet, and the share of the next that is due."""
+
+    owed: float = 0.0
+    items: Dict[int, Optional[Tuple[Tensor, Tensor]]] = field(default_factory=dict)
+
+
 class CropPool:
     """Ready crops with their targets, each served several times under random flips and axis orders.
 
     Every crop has a number and is drawn with dice of its own, so that ``state()``, a few numbers, is all that is needed
-    to go on with the same crops; they are drawn again when they are wanted.
+    to go on with the same crops; they are drawn again when they are wanted. Each size has crops of its own.
     """
 
     def __init__(
         self, source: Source, config: TrainConfig, normalise: Normalise, device: torch.device, seed: int
     ) -> None:
         self.source, self.config, self.normalise, self.device, self.seed = source, config, normalise, device, seed
-        self.items: Dict[int, Optional[Tuple[Tensor, Tensor]]] = {}
+        self.shelves: Dict[int, _Shelf] = {}
         self.made = 0
-        self.size = 0
-        self.owed = 0.0
 
     def batch(self, size: int, count: int, dice: Dice) -> Tuple[Tensor, Tensor]:
         """Normalised crops (B, C, Z, Y, X) and targets (B * T, 1, z, y, x) as fractions, T the same for each crop.
 
         ``count`` is B; of a team of processes each gets so many, as if one process had been asked for all of them.
         """
-        if size != self.size:
-            self.items, self.size = {}, size
         least = count * dice.part[1]
-        start = max(least, self.config.pool // 8)
+        shelf = self.shelves.setdefault(size, _Shelf())
         fresh = self.config.fresh * (self.config.sizes[0][1] / size) ** 2
-        self.owed = self.owed + fresh if len(self.items) >= start else float(start)
-        while self.owed >= 1:
-            self.owed -= 1
-            self.items[self.made] = None
+        start = max(least, self.config.pool // 8)
+        shelf.owed = shelf.owed + fresh if len(shelf.items) >= start else float(start)
+        while shelf.owed >= 1:
+            shelf.owed -= 1
+            shelf.items[self.made] = None
             self.made += 1
-        self.items = {n: self.items[n] for n in sorted(self.items)[-max(least, self.config.pool) :]}
-        numbers = list(self.items)
+        shelf.items = {n: shelf.items[n] for n in sorted(shelf.items)[-max(least, self.config.pool) :]}
+        numbers = list(shelf.items)
         own = dice.fork(count)
-        chosen = [self._item(numbers[d.integer(0, len(numbers) - 1)]) for d in own]
+        chosen = [self._item(size, numbers[d.integer(0, len(numbers) - 1)]) for d in own]
         crops, targets = zip(*(_turned(*item, d) for item, d in zip(chosen, own)))
         return torch.stack(crops), torch.cat(targets)
 
-    def state(self) -> Dict[str, float]:
+    def state(self) -> Dict[str, Any]:
         """What ``resume`` needs, as plain numbers."""
-        return {"size": self.size, "owed": self.owed, "made": self.made, "kept": len(self.items)}
+        shelves = {size: {"owed": shelf.owed, "numbers": list(shelf.items)} for size, shelf in self.shelves.items()}
+        return {"made": self.made, "shelves": shelves}
 
-    def resume(self, state: Dict[str, float]) -> None:
+    def resume(self, state: Dict[str, Any]) -> None:
         """Go on where a pool of the same source, configuration and seed stood."""
-        self.size, self.owed, self.made = int(state["size"]), float(state["owed"]), int(state["made"])
-        self.items = dict.fromkeys(range(self.made - int(state["kept"]), self.made))
+        self.made = int(state["made"])
+        self.shelves = {
+            int(size): _Shelf(float(kept["owed"]), dict.fromkeys(kept["numbers"]))
+            for size, kept in state["shelves"].items()
+        }
 
-    def _item(self, number: int) -> Tuple[Tensor, Tensor]:
-        item = self.items[number]
+    def _item(self, size: int, number: int) -> Tuple[Tensor, Tensor]:
+        items = self.shelves[size].items
+        item = items[number]
         if item is None:
-            item = self.items[number] = self._drawn(Dice(self.seed * 1_000_003 + number, self.device))
+            item = items[number] = self._drawn(size, Dice(self.seed * 1_000_003 + number, self.device))
         return item
 
-    def _drawn(self, dice: Dice) -> Tuple[Tensor, Tensor]:
+    def _drawn(self, size: int, dice: Dice) -> Tuple[Tensor, Tensor]:
         for _ in range(MOST_DRAWS):
-            sample = self.source(self.size, dice)
+            sample = self.source(size, dice)
             crop = self.normalise(_from_zero(sample)[None, None], sample.inside_ZYX[None, None])[0]
             drawn = draw_targets(sample, self.config.targets, dice)
             targets = [target for target in drawn if dice.chance(0.05 + visibility(crop[0], target))]

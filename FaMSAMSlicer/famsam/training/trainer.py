@@ -166,7 +166,8 @@ class Trainer:
         """Leave the gradients of this step's loss, the team's mean, in the parameters; what to log."""
         config = self.config
         dice = Dice(config.seed * 1_000_003 + self.step, self.device, team.part())
-        size, count = next((s, n) for until, s, n in config.sizes if self.step < until * config.steps)
+        sizes = config.sizes_at(self.step)
+        size, count = sizes[dice.pick([1.0] * len(sizes)) if len(sizes) > 1 else 0]
         crops, targets = self.pool.batch(size, count, dice)
         self.learner.train()
         with autocast(self.device, config.precision):
@@ -249,7 +250,7 @@ class Trainer:
                 "it was started with, or another folder."
             ) from error
         self.step, self.seconds = state["step"], state["seconds"]
-        if "pool" in state:
+        if "shelves" in state.get("pool", {}):
             self.pool.resume(state["pool"])
         self.smooth.values = dict(state.get("smooth", {}))
         if team.leads():

@@ -302,13 +302,36 @@ def test_the_pool_renews_itself_at_the_asked_rate():
     assert made == [2, 2, 3, 3, 4, 4, 5, 5, 6]
     for n in range(20):
         pool.batch(32, 2, Dice(n, CPU))
-    assert len(pool.items) == 8 and max(pool.items) == pool.made - 1
+    assert len(pool.shelves[32].items) == 8 and max(pool.shelves[32].items) == pool.made - 1
+
+
+def test_sizes_that_take_turns_keep_their_crops():
+    pool = CropPool(ball_source, dataclasses.replace(SHORT, fresh=0.25, pool=8), Famsam(TINY).normalise, CPU, seed=0)
+    assert pool.batch(32, 2, Dice(0, CPU))[0].shape[-1] == 32 and pool.batch(64, 2, Dice(1, CPU))[0].shape[-1] == 64
+    kept = pool.shelves[32].items
+    pool.batch(32, 2, Dice(2, CPU))
+    assert pool.shelves[32].items == kept and set(kept).isdisjoint(pool.shelves[64].items)
+
+
+def test_entries_of_the_same_fraction_share_that_part_of_the_run():
+    config = dataclasses.replace(SHORT, steps=100, sizes=((0.25, 32, 4), (1.0, 32, 4), (1.0, 64, 1)))
+    assert [config.sizes_at(step) for step in (0, 24)] == [[(32, 4)]] * 2
+    assert [config.sizes_at(step) for step in (25, 99)] == [[(32, 4), (64, 1)]] * 2
+
+
+def test_each_step_draws_one_of_the_sizes(tmp_path):
+    sizes = ((1.0, 32, 4), (1.0, 64, 1))
+    trainer = Trainer(tmp_path, ball_source, dataclasses.replace(SHORT, steps=8, sizes=sizes), TINY)
+    asked, batch = [], trainer.pool.batch
+    trainer.pool.batch = lambda size, count, dice: (asked.append((size, count)), batch(size, count, dice))[1]
+    trainer.run()
+    assert len(asked) == 8 and set(asked) == {(32, 4), (64, 1)}
 
 
 def test_a_resumed_pool_goes_on_with_the_same_crops():
     pool = CropPool(ball_source, SHORT, Famsam(TINY).normalise, CPU, seed=0)
     for n in range(5):
-        pool.batch(32, 2, Dice(n, CPU))
+        pool.batch(32 if n % 2 else 64, 2, Dice(n, CPU))
     resumed = CropPool(ball_source, SHORT, Famsam(TINY).normalise, CPU, seed=0)
     resumed.resume(json.loads(json.dumps(pool.state())))
     for n in range(5, 8):
