@@ -262,8 +262,15 @@ def _build(origin: str, name: str, config: Any, tensors: Tensors) -> PromptableM
             f"{origin} does not fit the {name} network that it should hold: {'; '.join(problems)}. "
             "Is it complete, and a checkpoint of this network?"
         )
-    model.load_state_dict({key: tensor.to(expected[key].dtype) for key, tensor in tensors.items()}, assign=True)
+    model.load_state_dict({key: _laid_out_as(expected[key], tensor) for key, tensor in tensors.items()}, assign=True)
     return model.eval().requires_grad_(False)
+
+
+def _laid_out_as(expected: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor in another's type and memory layout, which convolutions would else change at every call."""
+    if tensor.dtype == expected.dtype and tensor.stride() == expected.stride():
+        return tensor
+    return torch.empty_strided(expected.shape, expected.stride(), dtype=expected.dtype).copy_(tensor)
 
 
 def _listed(what: str, names: List[str]) -> List[str]:

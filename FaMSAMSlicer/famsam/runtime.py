@@ -103,6 +103,8 @@ def compute_in(precision: str, model: PromptableModel) -> None:
     model.precision = choose_precision(precision, model.device, model.fast_on_cpu)
     if model.precision == "int8":
         int8.pack(model)
+    if model.precision == "fp32" and model.device.type == "cpu":
+        int8.compute_fp32_fast(model)
 
 
 def use_fastest_threads() -> None:

@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import List, Optional, Sequence, Tuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -82,20 +83,32 @@ class Stem(nn.Module):
         self.conv16 = int8.Conv3d(stride8, token_channels, 3, stride=2, padding=1)
 
     def forward(self, crop_B1ZYX: Tensor) -> Tuple[Tensor, Tensor, Tensor, Tensor]:
-        f2 = F.relu(self.conv2(_channels_last(crop_B1ZYX)), inplace=True)
+        f2 = F.relu(halving(self.conv2, crop_B1ZYX), inplace=True)
         f4 = self.blocks4(activated(self.norm4(self.conv4(f2))))
         f8 = self.blocks8(activated(self.norm8(self.conv8(f4))))
         return self.detail(f2), f4, f8, self.conv16(f8)
 
 
-def _channels_last(crop_B1ZYX: Tensor) -> Tensor:
+def halving(layer: nn.Conv3d, crop_B1ZYX: Tensor) -> Tensor:
+    """A 3x3x3 convolution of one channel with stride 2, channels last, as all later layers want it.
+
+    On a CPU, two neighbours along x are taken for two channels of one voxel: the same memory, the same sums (the other
+    places of the kernel have weights of 0), in half to a third of the time.
+    """
+    if crop_B1ZYX.device.type != "cpu":
+        return layer(_channels_last(crop_B1ZYX, 1))
+    kernel_OCZYX = F.pad(layer.weight, (1, 2))[:, 0].unflatten(-1, (3, 2)).movedim(-1, 1)
+    return F.conv3d(_channels_last(crop_B1ZYX, 2), kernel_OCZYX, layer.bias, stride=(2, 2, 1), padding=1)
+
+
+def _channels_last(crop_B1ZYX: Tensor, channels: int) -> Tensor:
     """The same memory with the strides of a channels-last tensor, which ``to`` does not give to a single channel.
 
-    What a convolution returns has the layout of what it got, and all later layers want channels last.
+    What a convolution returns has the layout of what it got. Of more channels, each is every so manieth voxel along x.
     """
-    _, _, depth, height, width = crop_B1ZYX.shape
-    crop = crop_B1ZYX.contiguous()
-    return crop.as_strided(crop.shape, (depth * height * width, 1, height * width, width, 1))
+    batch, _, depth, height, width = crop_B1ZYX.shape
+    strides = (depth * height * width, 1, height * width, width, channels)
+    return crop_B1ZYX.contiguous().as_strided((batch, channels, depth, height, width // channels), strides)
 
 
 class SparseSelfAttention(nn.Module):
@@ -226,7 +239,7 @@ def contrast_limited_equalisation(
     """
     out = torch.full_like(crop_B1ZYX, -1.0, memory_format=torch.contiguous_format)
     for crop, inside, target in zip(crop_B1ZYX.contiguous(), inside_B1ZYX.contiguous(), out):
-        whole = bool(inside.all())
+        whole = bool(inside.all()) if inside.is_cuda else bool(inside.numpy().all())  # several times faster
         values = crop[:, ::2, ::2, ::2].float()
         values = values.flatten() if whole else values[inside[:, ::2, ::2, ::2]]
         if values.numel() < 8:
@@ -234,8 +247,7 @@ def contrast_limited_equalisation(
         count = values.numel()
         if count == 0:
             continue
-        low = values.kthvalue(1 + int(0.001 * (count - 1))).values
-        high = values.kthvalue(1 + int(0.999 * (count - 1))).values
+        low, high = _ranked(values, int(0.001 * (count - 1)), int(0.999 * (count - 1)))
         per_unit = bins / (high - low).clamp_min(1e-6)
         binned = values.sub(low).mul_(per_unit).clamp_(0, bins - 1).int()
         histogram = torch.bincount(binned, minlength=bins).float()
@@ -250,6 +262,14 @@ def contrast_limited_equalisation(
             mapped = position.frac_().mul_(steps.index_select(0, index)).add_(curve.index_select(0, index))
             goal.copy_(mapped if whole else torch.where(within, mapped, goal))
     return out
+
+
+def _ranked(values_N: Tensor, first: int, second: int) -> Tuple[Tensor, Tensor]:
+    """Those two of the sorted values; on a CPU NumPy finds both at once in the time that PyTorch takes for one."""
+    if values_N.device.type == "cpu":
+        ranked_N = np.partition(values_N.numpy(), (first, second))
+        return torch.tensor(ranked_N[first]), torch.tensor(ranked_N[second])
+    return values_N.kthvalue(1 + first).values, values_N.kthvalue(1 + second).values
 
 
 def _pieces(x: Tensor) -> Sequence[Tensor]:

@@ -162,15 +162,15 @@ class FusionDecoder(nn.Module):
             spread.append(torch.stack(near))
         spread_BzyxK = torch.cat(spread).movedim(0, -1).to(dtype)
         maps4 = torch.cat([folded.movedim(1, -1), spread_BzyxK], dim=-1).movedim(-1, 1)
-        maps8 = halved(maps4)
+        maps8 = channels_last(halved(maps4))
 
         x4 = activated(added(self.maps4(maps4), given.features4))
         x8 = self.first8(added(self.maps8(maps8), given.features8) + self.down4(x4))
-        x16 = given.features16 + self.maps16(halved(maps8)) + self.down8(x8)
+        x16 = given.features16 + self.maps16(channels_last(halved(maps8))) + self.down8(x8)
         for block in self.blocks16:
             x16 = block(x16)
-        x8 = self.block8(x8 + self.up8(x16))
-        x4 = activated(self.norm4(self.mix4(added(x4, self.up4(x8)))))
+        x8 = self.block8(added_doubled(x8, x16, self.up8))
+        x4 = activated(self.norm4(self.mix4(added_doubled(x4, x8, self.up4))))
         fine = self.fine(added(added(x4, given.detail), fine_maps))
 
         start, stop, _ = chosen.indices(self.mask_count)
@@ -223,6 +223,30 @@ class Nothing(nn.Module):
         return x_BCzyx.new_zeros(len(x_BCzyx), 1, 1, 1, 1)
 
 
+def channels_last(x_BCZYX: Tensor) -> Tensor:
+    """In the layout that convolutions want; in another one they take twice the time, and sums of two ten times.
+
+    Of a single item that is already so, the stride to the next may still tell convolutions that it is not.
+    """
+    last_BZYXC = x_BCZYX.movedim(1, -1)
+    return last_BZYXC.flatten().view(last_BZYXC.shape).movedim(-1, 1)
+
+
+def added_doubled(x_BCZYX: Tensor, coarse_BDzyx: Tensor, layer: nn.ConvTranspose3d) -> Tensor:
+    """``x`` and what a transposed 2x2x2 convolution of stride 2 makes of coarser features; see ``added``.
+
+    On a CPU as the product of matrices that it is, since the operator is slow and its result's layout is not ``x``'s.
+    """
+    if x_BCZYX.device.type != "cpu":
+        return added(x_BCZYX, layer(coarse_BDzyx))
+    weight = layer.weight.permute(2, 3, 4, 1, 0).flatten(0, 3)
+    assert layer.bias is not None
+    eight_BzyxK = F.linear(coarse_BDzyx.movedim(1, -1), weight, layer.bias.repeat(8))
+    fine_BzZyYxXC = eight_BzyxK.unflatten(-1, (2, 2, 2, -1)).permute(0, 1, 4, 2, 5, 3, 6, 7)
+    sums = added(x_BCZYX.movedim(1, -1).reshape(fine_BzZyYxXC.shape), fine_BzZyYxXC)
+    return sums.view(*x_BCZYX.movedim(1, -1).shape).movedim(-1, 1)
+
+
 def halved(x_BCZYX: Tensor) -> Tensor:
     """Mean over 2x2x2 voxels; on a CPU several times faster than the pooling operator."""
     for axis in (2, 3, 4):
@@ -259,8 +283,10 @@ def _foreground_means(features: Sequence[Tensor], folded_logits_B8zyx: Tensor) -
     for number, features_BCzyx in enumerate(features):
         if number:
             share = halved(share)
-        weights_B1M = share.flatten(2).clamp_min(1e-4)
-        weights_B1M = weights_B1M / weights_B1M.sum(2, keepdim=True)
-        features_BMC = features_BCzyx.movedim(1, -1).flatten(1, 3)
-        means.append((weights_B1M.to(features_BMC.dtype) @ features_BMC)[:, 0])
+        weights_Bzyx = share[:, 0].clamp_min(1e-4)
+        weights_Bzyx = weights_Bzyx / weights_Bzyx.sum((1, 2, 3), keepdim=True)
+        weights_Bz1M = weights_Bzyx.flatten(2)[:, :, None]
+        features_BzMC = features_BCzyx.movedim(1, -1).flatten(2, 3)
+        # Plane by plane: one long sum a channel is slow in bf16, and less exact.
+        means.append((weights_Bz1M.to(features_BzMC.dtype) @ features_BzMC)[:, :, 0].float().sum(1))
     return torch.cat(means[::-1], dim=1)

@@ -38,6 +38,8 @@ class Conv3d(nn.Conv3d):
     """``nn.Conv3d`` that computes in int8 once ``pack`` was called, unless gradients are wanted."""
 
     _packed: Optional[_Packed] = None
+    direct = False
+    """Whether fp32 goes to oneDNN at once: PyTorch takes a slow operator of its own where the input is small."""
 
     def pack(self) -> None:
         """Quantise the weights as they are now."""
@@ -49,12 +51,21 @@ class Conv3d(nn.Conv3d):
 
     def forward(self, input: Tensor) -> Tensor:
         if self._packed is None or _learns(self.weight, input):
-            return super().forward(input)
+            return self._in_floats(input)
         weights, scales, zeros, bias = self._packed
         assert not isinstance(self.padding, str)
         values, scale, zero = quantised(input.float().contiguous(memory_format=torch.channels_last_3d))
         geometry = [list(self.stride), list(self.padding), list(self.dilation), self.groups]
         result: Tensor = _convolution()(values, scale, zero, weights, scales, zeros, bias, *geometry, *_AS_FP32)
+        return result
+
+
+    def _in_floats(self, input: Tensor) -> Tensor:
+        if not self.direct or _learns(self.weight, input):
+            return super().forward(input)
+        assert not isinstance(self.padding, str)
+        geometry = (self.padding, self.stride, self.dilation, self.groups)
+        result: Tensor = torch.ops.aten.mkldnn_convolution(input, self.weight, self.bias, *geometry)
         return result
 
 
@@ -89,6 +100,13 @@ def pack(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, (Conv3d, Linear)):
             module.pack()
+
+
+def compute_fp32_fast(model: nn.Module) -> None:
+    """Have a model that will not be called under autocast compute in fp32 on a CPU as fast as that goes."""
+    for module in model.modules():
+        if isinstance(module, Conv3d):
+            module.direct = torch.backends.mkldnn.is_available()
 
 
 @contextmanager

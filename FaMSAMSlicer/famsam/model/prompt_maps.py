@@ -160,17 +160,25 @@ def geodesic_distance(costs_VB3zyx: Tensor, points_BN3: Tensor, chosen_KBN: Tens
         return distance
     for _ in range(rounds):
         for axis in range(3):
-            cost = costs_VB3zyx[:, None, :, axis]
-            forward = _running_minimum(distance - cost, 3 + axis).add_(cost)
-            backward = _running_minimum((distance + cost).flip(3 + axis), 3 + axis).flip(3 + axis).sub_(cost)
-            distance = torch.minimum(forward, backward, out=forward)
+            cost, along = costs_VB3zyx[:, None, :, axis], 3 + axis
+            both = torch.stack([distance - cost, (distance + cost).flip(along)])
+            forward, backward = running_minimum(both, 1 + along)
+            distance = torch.minimum(forward.add_(cost), backward.flip(along).sub_(cost))
     return distance.clamp_max_(FAR)
 
 
-def _running_minimum(values: Tensor, axis: int) -> Tensor:
+def running_minimum(values: Tensor, axis: int) -> Tensor:
     """Cumulative minimum along an axis; may change ``values``."""
     if values.is_cuda:
         return values.cummin(axis).values
+    if axis == values.ndim - 1:  # neighbours in memory: planes of single voxels would be slow
+        reach, length = 1, values.shape[axis]
+        while reach < length:
+            wider = values.clone()
+            further = wider.narrow(axis, reach, length - reach)
+            torch.minimum(further, values.narrow(axis, 0, length - reach), out=further)
+            values, reach = wider, 2 * reach
+        return values
     planes = values.unbind(axis)
     for before, here in zip(planes, planes[1:]):
         torch.minimum(here, before, out=here)

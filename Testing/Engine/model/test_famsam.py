@@ -11,7 +11,8 @@ from famsam.errors import ConfigError
 from famsam.model import build_model, with_attention
 from famsam.model.attention import AttentionPattern
 from famsam.model.famsam import SPARSE, Famsam, FamsamConfig
-from famsam.model.famsam_encoder import TransformerBlock, contrast_limited_equalisation
+from famsam.model.famsam_encoder import TransformerBlock, contrast_limited_equalisation, halving
+from famsam.model.fusion_decoder import added_doubled, channels_last, halved
 
 SMALL = FamsamConfig(
     stem_channels=(8, 8, 16, 8), token_channels=16, depth=2, heads=2, decoder_channels=(8, 16, 16), decoder_depth=1
@@ -235,6 +236,48 @@ def test_weights_and_configuration_survive_a_file(model, tmp_path):
         torch.testing.assert_close(
             loaded.decode(loaded.encode(crop), POINTS, LABELS), model.decode(model.encode(crop), POINTS, LABELS)
         )
+
+
+def test_loaded_kernels_have_the_layout_that_convolutions_want(model, tmp_path):
+    save_model(model, tmp_path / "small.safetensors", stored="fp16")
+    loaded = load_model(tmp_path / "small.safetensors", "cpu", "fp32")
+    assert [p.stride() for p in loaded.parameters()] == [p.stride() for p in model.parameters()]
+
+
+# --- what a CPU computes in another way ---
+
+
+@pytest.mark.parametrize("size", [(32, 32, 32), (6, 10, 4)])
+def test_halving_equals_the_convolution_of_one_channel(size):
+    torch.manual_seed(0)
+    layer, crop = torch.nn.Conv3d(1, 8, 3, stride=2, padding=1), torch.randn(2, 1, *size)
+    expected, got = layer(crop), halving(layer, crop)
+    torch.testing.assert_close(got, expected)
+    assert got.is_contiguous(memory_format=torch.channels_last_3d)
+    gradients = [torch.autograd.grad((out**2).sum(), layer.weight)[0] for out in (expected, got)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_doubled_features_are_added_as_the_transposed_convolution_makes_them(learns):
+    torch.manual_seed(0)
+    layer = torch.nn.ConvTranspose3d(16, 8, 2, stride=2).requires_grad_(learns)
+    coarse = torch.randn(2, 16, 3, 4, 5).contiguous(memory_format=torch.channels_last_3d)
+    x = torch.randn(2, 8, 6, 8, 10).contiguous(memory_format=torch.channels_last_3d).requires_grad_(learns)
+    expected = x + layer(coarse)
+    got = added_doubled(x, coarse, layer)
+    torch.testing.assert_close(got, expected)
+    assert got.is_contiguous(memory_format=torch.channels_last_3d)
+    if learns:
+        wanted = (x, layer.weight, layer.bias)
+        gradients = [torch.autograd.grad((out**2).sum(), wanted) for out in (expected, got)]
+        torch.testing.assert_close(*gradients)
+
+
+def test_channels_last_of_a_single_item_has_the_strides_of_several():
+    x = halved(torch.randn(1, 20, 8, 8, 8).contiguous(memory_format=torch.channels_last_3d))
+    got = channels_last(x)
+    assert torch.equal(got, x) and got.stride() == (20 * 64, 1, 20 * 16, 20 * 4, 20)
 
 
 # --- normalisation ---

@@ -140,3 +140,16 @@ def test_in_floats_for_a_while() -> None:
     with int8.in_floats(nn.Sequential(layer)):
         assert torch.equal(layer(x), exact)
     assert torch.equal(layer(x), packed)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
+@pytest.mark.parametrize("size, stride", [(16, 1), (16, 2), (5, 1)])
+def test_the_direct_operator_computes_the_same(size: int, stride: int) -> None:
+    torch.manual_seed(0)
+    layer = int8.Conv3d(16, 8, 3, stride=stride, padding=1)
+    x = torch.randn(1, 16, size, size, size).contiguous(memory_format=torch.channels_last_3d)
+    expected = layer(x).detach()
+    int8.compute_fp32_fast(nn.Sequential(layer))
+    assert layer.direct and layer(x).requires_grad, "learning goes on as before"
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x), expected)

@@ -25,6 +25,7 @@ from famsam.model.prompt_maps import (
     one_way,
     path_costs,
     point_masks,
+    running_minimum,
 )
 
 SIZE = (6, 7, 5)
@@ -312,3 +313,13 @@ def test_maps_of_all_clicks_at_once_are_those_made_click_by_click(seed):
             torch.testing.assert_close(at_once(*arguments), exact(*arguments), atol=2e-7, rtol=1e-4)
     assert box_map(clicks, labels, SIZE)[1].any()
     torch.testing.assert_close(box_map_at_once(clicks, labels, SIZE), box_map(clicks, labels, SIZE))
+
+
+@pytest.mark.parametrize("axis", [1, 2, 3])
+@pytest.mark.parametrize("length", [1, 2, 7, 32])
+def test_running_minimum_is_the_cumulative_one(axis, length):
+    shape = [3, 4, 5, 6]
+    shape[axis] = length
+    values = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    expected = values.cummin(axis).values
+    assert torch.equal(running_minimum(values, axis), expected)

@@ -109,6 +109,8 @@ def test_the_head_changes_nothing_else_and_is_kept_in_files(tmp_path):
     assert loaded.proposes and loaded.config == TINY_WITH_HEAD
     plain = Famsam(TINY).eval()
     plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("proposal_head.")})
+    save_model(plain, tmp_path / "plain.safetensors")
+    plain = load_model(tmp_path / "plain.safetensors", device="cpu", precision="fp32")
     crop = torch.randn(1, 1, 32, 32, 32)
     points, labels = torch.tensor([[[10.0, 20.0, 5.0]]]), torch.tensor([[1]])
     with torch.inference_mode():
