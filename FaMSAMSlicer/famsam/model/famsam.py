@@ -58,6 +58,8 @@ class FamsamConfig:
     """Whether prompt maps tell also what lies in the same region as a click, and how far from it."""
     normed_position: bool = added_later(True, before=False)
     """Whether transformer blocks normalise tokens before they place them; see ``TransformerBlock``."""
+    centred: bool = added_later(False)
+    """Whether transformer blocks leave out what all tokens have in common; see ``TransformerBlock``."""
 
     def __post_init__(self) -> None:
         for name in ("stem_channels", "decoder_channels"):
@@ -99,6 +101,7 @@ class Famsam(PromptableModel):
             [config.attention] * config.depth,
             config.mlp_ratio,
             config.normed_position,
+            config.centred,
         )
         self.decoder = FusionDecoder(
             config.stem_channels,
@@ -110,6 +113,7 @@ class Famsam(PromptableModel):
             config.fusion,
             config.far_reaching,
             config.normed_position,
+            config.centred,
         )
         self.proposal_head: Optional[ProposalHead] = None
         if config.proposals:

@@ -132,7 +132,9 @@ class TransformerBlock(nn.Module):
     information between the sparse groups.
 
     It should see normalised tokens, too (``normed_position``): else every block multiplies what comes in, and after a
-    few blocks the tokens are so large that attention and MLP add nothing to them.
+    few blocks the tokens are so large that attention and MLP add nothing to them. And what all tokens have in common
+    should not count (``centred``): else training has every block add more of it, until the tokens hardly differ from
+    one another after normalisation.
     """
 
     def __init__(
@@ -142,10 +144,11 @@ class TransformerBlock(nn.Module):
         pattern: AttentionPattern,
         mlp_ratio: float = 4.0,
         normed_position: bool = False,
+        centred: bool = False,
     ) -> None:
         super().__init__()
         hidden = int(channels * mlp_ratio)
-        self.normed_position = normed_position
+        self.normed_position, self.centred = normed_position, centred
         self.position = nn.Conv3d(channels, channels, 3, padding=1, groups=channels)
         self.norm1 = nn.LayerNorm(channels)
         self.attention = SparseSelfAttention(channels, heads, pattern)
@@ -156,8 +159,8 @@ class TransformerBlock(nn.Module):
         x_BCZYX = self._placed(x_BCZYX)
         grid = x_BCZYX.shape[2:]
         tokens = rearrange(x_BCZYX, "b c z y x -> b (z y x) c")
-        tokens = tokens + self.attention(self.norm1(tokens))
-        tokens = tokens + self.mlp(self.norm2(tokens))
+        tokens = tokens + self.attention(self.norm1(self._differences(tokens, tokens)))
+        tokens = tokens + self.mlp(self.norm2(self._differences(tokens, tokens)))
         return rearrange(tokens, "b (z y x) c -> b c z y x", z=grid[0], y=grid[1])
 
     def forward_some(self, x_BCZYX: Tensor, active_BN: Tensor) -> Tensor:
@@ -166,8 +169,8 @@ class TransformerBlock(nn.Module):
         index_BNC = active_BN[..., None].expand(-1, -1, x_BCZYX.shape[1])
         placed = self._placed(x_BCZYX).flatten(2).transpose(1, 2)
         tokens = placed.gather(1, index_BNC)
-        tokens = tokens + self.attention(self.norm1(tokens))
-        tokens = tokens + self.mlp(self.norm2(tokens))
+        tokens = tokens + self.attention(self.norm1(self._differences(tokens, placed)))
+        tokens = tokens + self.mlp(self.norm2(self._differences(tokens, placed.scatter(1, index_BNC, tokens))))
         kept = x_BCZYX.flatten(2).transpose(1, 2)
         updated = kept.scatter(1, index_BNC, tokens.to(kept.dtype))
         return updated.transpose(1, 2).unflatten(2, x_BCZYX.shape[2:])
@@ -176,8 +179,18 @@ class TransformerBlock(nn.Module):
         """Tokens that know where they are."""
         if not self.normed_position:
             return x_BCZYX + self.position(x_BCZYX)
-        length = x_BCZYX.float().square().mean(1, keepdim=True).add(1e-6).rsqrt()
-        return x_BCZYX + self.position((x_BCZYX * length).to(x_BCZYX.dtype))
+        seen_BCZYX = centred(x_BCZYX) if self.centred else x_BCZYX
+        length = seen_BCZYX.float().square().mean(1, keepdim=True).add(1e-6).rsqrt()
+        return x_BCZYX + self.position((seen_BCZYX * length).to(x_BCZYX.dtype))
+
+    def _differences(self, tokens_BNC: Tensor, all_BNC: Tensor) -> Tensor:
+        """Some tokens without what all have in common, if the block is ``centred``."""
+        return tokens_BNC - all_BNC.mean(1, keepdim=True) if self.centred else tokens_BNC
+
+
+def centred(x_BCZYX: Tensor) -> Tensor:
+    """Every channel without its mean."""
+    return x_BCZYX - x_BCZYX.mean((2, 3, 4), keepdim=True)
 
 
 class FamsamEncoder(nn.Module):
@@ -191,11 +204,14 @@ class FamsamEncoder(nn.Module):
         patterns: Sequence[AttentionPattern],
         mlp_ratio: float,
         normed_position: bool = False,
+        centred: bool = False,
     ) -> None:
         super().__init__()
+        self.centred = centred
         self.stem = Stem(stem_channels, token_channels)
         self.blocks = nn.ModuleList(
-            TransformerBlock(token_channels, heads, pattern, mlp_ratio, normed_position) for pattern in patterns
+            TransformerBlock(token_channels, heads, pattern, mlp_ratio, normed_position, centred)
+            for pattern in patterns
         )
         self.norm = nn.GroupNorm(1, token_channels)
 
@@ -207,7 +223,7 @@ class FamsamEncoder(nn.Module):
             before, tokens = tokens, block(tokens) if active_BN is None else block.forward_some(tokens, active_BN)
             if pausing.share and number == pausing.after:
                 active_BN = changed_most(before, tokens, 1 - pausing.share, block.attention.pattern.dilation)
-        return self.norm(tokens), [detail, f4, f8]
+        return self.norm(centred(tokens) if self.centred else tokens), [detail, f4, f8]
 
 
 def changed_most(before_BCZYX: Tensor, after_BCZYX: Tensor, share: float, dilation: int) -> Tensor:

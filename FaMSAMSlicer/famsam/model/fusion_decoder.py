@@ -77,6 +77,7 @@ class FusionDecoder(nn.Module):
         fusion: bool = True,
         far_reaching: bool = False,
         normed_position: bool = False,
+        centred: bool = False,
     ) -> None:
         super().__init__()
         c4, c8, c16 = channels
@@ -98,7 +99,7 @@ class FusionDecoder(nn.Module):
         self.first8 = ConvBlock(c8)
         self.down8 = nn.Conv3d(c8, c16, 2, stride=2)
         self.blocks16 = nn.ModuleList(
-            TransformerBlock(c16, heads, pattern, mlp_ratio=2.0, normed_position=normed_position)
+            TransformerBlock(c16, heads, pattern, 2.0, normed_position, centred)
             for pattern in patterns
         )
         self.up8 = nn.ConvTranspose3d(c16, c8, 2, stride=2)

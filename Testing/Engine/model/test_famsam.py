@@ -382,9 +382,18 @@ def test_blocks_that_place_normalised_tokens_do_not_multiply_them(normed):
     assert growth == pytest.approx(1.0 if normed else 100.0, rel=0.2)
 
 
-def test_some_tokens_of_a_block_are_those_of_all_where_all_are_active():
+def test_centred_blocks_and_tokens_do_not_see_what_all_have_in_common():
     torch.manual_seed(0)
-    block = TransformerBlock(16, 2, AttentionPattern(), normed_position=True).eval()
+    block = TransformerBlock(16, 2, AttentionPattern(), normed_position=True, centred=True).eval()
+    x, common = torch.randn(2, 16, 4, 4, 4), 50 * torch.randn(1, 16, 1, 1, 1)
+    with torch.inference_mode():
+        torch.testing.assert_close(block(x + common) - common, block(x), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_some_tokens_of_a_block_are_those_of_all_where_all_are_active(centred):
+    torch.manual_seed(0)
+    block = TransformerBlock(16, 2, AttentionPattern(), normed_position=True, centred=centred).eval()
     x = torch.randn(1, 16, 4, 4, 4)
     with torch.inference_mode():
         torch.testing.assert_close(block.forward_some(x, torch.arange(64)[None]), block(x))
