@@ -82,7 +82,9 @@ def gflop(call: Call) -> float:
     A product and a sum are two. To be called without autocast, so that every operator is one that torch counts.
     """
     cpu_attention = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-    mapping = {cpu_attention: _attention_flop} if cpu_attention else None
+    mapping: Dict[Any, Callable[..., int]] = {torch.ops.aten.mkldnn_convolution: _convolution_flop}
+    if cpu_attention:
+        mapping[cpu_attention] = _attention_flop
     with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         call()
     return round(counter.get_total_flops() / 1e9, 4)
@@ -92,3 +94,8 @@ def _attention_flop(q_BHND: Sequence[int], k_BHMD: Sequence[int], v_BHMD: Sequen
     """From the shapes: the scores and the weighted sum, neither of which torch counts for its CPU kernel."""
     batch_heads = math.prod(q_BHND[:2])
     return 2 * batch_heads * q_BHND[2] * k_BHMD[2] * (q_BHND[3] + v_BHMD[3])
+
+
+def _convolution_flop(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    """From the shapes: torch does not count oneDNN's operator where it is called directly."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
