@@ -234,7 +234,7 @@ def channels_last(x_BCZYX: Tensor) -> Tensor:
 
 
 def added_doubled(x_BCZYX: Tensor, coarse_BDzyx: Tensor, layer: nn.ConvTranspose3d) -> Tensor:
-    """``x`` and what a transposed 2x2x2 convolution of stride 2 makes of coarser features; see ``added``.
+    """``x`` and what a transposed 2x2x2 convolution of stride 2 makes of features half as fine; see ``added``.
 
     On a CPU as the product of matrices that it is, since the operator is slow and its result's layout is not ``x``'s.
     """

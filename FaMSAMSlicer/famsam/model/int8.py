@@ -59,8 +59,8 @@ class Conv3d(nn.Conv3d):
         result: Tensor = _convolution()(values, scale, zero, weights, scales, zeros, bias, *geometry, *_AS_FP32)
         return result
 
-
     def _in_floats(self, input: Tensor) -> Tensor:
+        """(B, C, Z, Y, X) -> the same that ``nn.Conv3d`` returns, see ``direct``."""
         if not self.direct or _learns(self.weight, input):
             return super().forward(input)
         assert not isinstance(self.padding, str)
