@@ -26,7 +26,9 @@ WORTHWHILE_SPEEDUP = 1.5
 """bf16 must multiply matrices this much faster than fp32 on a CPU to pay for the casts."""
 
 FEWER_THREADS_SPEEDUP = 1.5
-"""So much faster a convolution must be with fewer threads for them to be chosen; what passes must not decide."""
+"""So much faster work must be with fewer threads for them to be chosen; what passes must not decide."""
+SHORT_OPERATIONS = 40
+"""In that work, beside a convolution."""
 
 _STANDARD_THREADS = torch.get_num_threads()  # as PyTorch chose, unless somebody has already chosen
 
@@ -229,20 +231,31 @@ def _bf16_pays_on_cpu() -> bool:
 
 @functools.cache
 def _fastest_threads() -> int:
-    """The number of threads, of the standard one and its halves, with which a convolution takes least."""
+    """The number of threads, of the standard one and its halves, with which work like a decode's takes least.
+
+    That is a convolution and many short operations: the threads meet after each, which takes them milliseconds where
+    something else keeps a core busy.
+    """
     convolution = torch.nn.Conv3d(32, 32, 3, padding=1)
-    x = torch.zeros(1, 32, 24, 24, 24)
+    x = torch.zeros(1, 32, 32, 32, 32)
+    plane = torch.zeros(2**17)
+
+    def work() -> None:
+        convolution(x)
+        for _ in range(SHORT_OPERATIONS):
+            plane.add_(1.0)
+
     seconds: Dict[int, float] = {}
     count = _STANDARD_THREADS
     try:
         while count:
             torch.set_num_threads(count)
-            seconds[count] = _seconds_of(lambda: convolution(x))
+            seconds[count] = _seconds_of(work)
             count //= 2
     finally:
         torch.set_num_threads(_STANDARD_THREADS)
     best = min(seconds, key=lambda count: seconds[count])
-    logger.info("A convolution on the CPU, seconds by threads: %s", seconds)
+    logger.info("A convolution and short operations on the CPU, seconds by threads: %s", seconds)
     return best if FEWER_THREADS_SPEEDUP * seconds[best] <= seconds[_STANDARD_THREADS] else _STANDARD_THREADS
 
 
