@@ -7,6 +7,7 @@ Shape legend: N prompts, n low-resolution voxels along each edge.
 
 from __future__ import annotations
 
+import time
 from typing import Optional, Tuple
 
 import torch
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .model.base import Embedding, PromptableModel
-from .runtime import autocast
+from .runtime import autocast, reconsider_threads
 
 PROMPT_COUNTS = (4, 16, 64)
 """On a GPU a decode has one of these numbers of prompts, the last ones padding, so that a recorded one fits."""
@@ -33,8 +34,12 @@ class ModelCaller:
 
     def encode(self, crop_11ZYX: Tensor) -> Embedding:
         """What the encoder makes of a normalised crop; it stays on the model's device."""
+        started = time.perf_counter()
         with autocast(self.model.device, self.model.precision):
-            return self.model.encode(crop_11ZYX)
+            embedding = self.model.encode(crop_11ZYX)
+        if self.model.device.type == "cpu":
+            reconsider_threads(time.perf_counter() - started)
+        return embedding
 
     def decode(
         self, embedding: Embedding, points_N3: Tensor, labels_N: Tensor, prior_11zyx: Optional[Tensor]

@@ -27,10 +27,15 @@ WORTHWHILE_SPEEDUP = 1.5
 
 FEWER_THREADS_SPEEDUP = 1.5
 """So much faster work must be with fewer threads for them to be chosen; what passes must not decide."""
+SLOW_CALL_S = 0.5
+"""A call to a model on the CPU that takes longer makes the number of threads be measured again,"""
+MEASURED_AGAIN_S = 10.0
+"""but not so soon after the last time; three times as long after it, more threads may be taken again in any case."""
 SHORT_OPERATIONS = 40
 """In that work, beside a convolution."""
 
 _STANDARD_THREADS = torch.get_num_threads()  # as PyTorch chose, unless somebody has already chosen
+_measured_threads = {"count": _STANDARD_THREADS, "at_s": 0.0}  # the last measurement's choice, and when
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +131,24 @@ def thread_count(standing: int) -> int:
     if standing != _STANDARD_THREADS or "OMP_NUM_THREADS" in os.environ:
         return standing
     return _fastest_threads()
+
+
+def reconsider_threads(call_s: float) -> None:
+    """Measure again with how many threads to compute, where something else may have begun or ceased to use the cores.
+
+    Threads that wait for one another at every operation take ten times as long where one of them has to wait for its
+    core. A number that somebody else chose stays, as for ``thread_count``.
+
+    Args:
+        call_s: seconds that a call to a model has just taken on the CPU.
+    """
+    standing, waited_s = torch.get_num_threads(), time.monotonic() - _measured_threads["at_s"]
+    if standing not in (_STANDARD_THREADS, _measured_threads["count"]) or "OMP_NUM_THREADS" in os.environ:
+        return
+    could_be_more = standing < _STANDARD_THREADS and waited_s > 3 * MEASURED_AGAIN_S
+    if could_be_more or (standing > 1 and call_s > SLOW_CALL_S and waited_s > MEASURED_AGAIN_S):
+        _fastest_threads.cache_clear()
+        torch.set_num_threads(_fastest_threads())
 
 
 def autocast(device: torch.device, precision: str) -> ContextManager[Any]:
@@ -256,7 +279,9 @@ def _fastest_threads() -> int:
         torch.set_num_threads(_STANDARD_THREADS)
     best = min(seconds, key=lambda count: seconds[count])
     logger.info("A convolution and short operations on the CPU, seconds by threads: %s", seconds)
-    return best if FEWER_THREADS_SPEEDUP * seconds[best] <= seconds[_STANDARD_THREADS] else _STANDARD_THREADS
+    clearly = FEWER_THREADS_SPEEDUP * seconds[best] <= seconds[_STANDARD_THREADS]
+    _measured_threads.update(count=best if clearly else _STANDARD_THREADS, at_s=time.monotonic())
+    return best if clearly else _STANDARD_THREADS
 
 
 @torch.inference_mode()

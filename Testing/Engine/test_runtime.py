@@ -190,6 +190,34 @@ def test_fewer_threads_where_they_are_clearly_faster(monkeypatch, milliseconds, 
         torch.set_num_threads(before)
 
 
+def test_threads_are_reconsidered_after_slow_calls_and_taken_back_later(monkeypatch):
+    before, busy, clock_s = torch.get_num_threads(), [True], [100.0]
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(runtime, "_STANDARD_THREADS", 2)
+    monkeypatch.setattr(runtime, "_measured_threads", {"count": 2, "at_s": 99.0})
+    monkeypatch.setattr(runtime.time, "monotonic", lambda: clock_s[0])
+    monkeypatch.setattr(runtime, "_seconds_of", lambda work: 9.0 if torch.get_num_threads() == 2 and busy[0] else 1.0)
+    try:
+        torch.set_num_threads(2)
+        for now_s, call_s, is_busy, expected in [
+            (100.0, 5.0, True, 2),  # just measured
+            (110.0, 0.1, True, 2),  # fast enough
+            (110.0, 5.0, True, 1),
+            (125.0, 5.0, False, 1),  # more threads are not tried again so soon
+            (150.0, 0.1, False, 2),
+        ]:
+            clock_s[0], busy[0] = now_s, is_busy
+            runtime.reconsider_threads(call_s)
+            assert torch.get_num_threads() == expected, now_s
+        torch.set_num_threads(5)
+        clock_s[0] = 300.0
+        runtime.reconsider_threads(5.0)
+        assert torch.get_num_threads() == 5, "somebody chose them"
+    finally:
+        runtime._fastest_threads.cache_clear()
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("how", ["torch", "environment"])
 def test_threads_that_somebody_chose_stay(monkeypatch, how):
     before = torch.get_num_threads()
