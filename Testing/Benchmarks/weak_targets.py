@@ -3,7 +3,7 @@
     famsam evaluate CASES -o report/ --pictures pictures/
     python Testing/Benchmarks/weak_targets.py pictures/ -o weak.png --below 0.7 --include "sts_*" --include "msd_*"
 
-``famsam evaluate`` names its pictures by the Dice after the last click, so the folder tells all that is needed. Those
+``famsam evaluate`` names its pictures by the Dice after the last click, rounded to two digits, so the folder tells all. Those
 of scans whose licence does not allow it should not be published: ``--include`` names the cases that may be shown.
 """
 
@@ -30,6 +30,7 @@ def weak_pictures(folder: Path, below: float, method: str) -> list[tuple[float, 
 
 def sheet(pictures: list[Path], output: Path, columns: int = 2) -> None:
     """All pictures in one."""
+    columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     figure = Figure(figsize=(6.0 * columns, 2.5 * rows), layout="constrained", facecolor="#0b0d10")
     FigureCanvasAgg(figure)
@@ -37,7 +38,7 @@ def sheet(pictures: list[Path], output: Path, columns: int = 2) -> None:
         axes.imshow(imread(path), interpolation="antialiased")
     for axes in figure.axes:
         axes.set_axis_off()
-    figure.savefig(output, dpi=80)
+    figure.savefig(output, dpi=160)
 
 
 def main() -> None:
