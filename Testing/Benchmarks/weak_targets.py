@@ -3,8 +3,8 @@
     famsam evaluate CASES -o report/ --pictures pictures/
     python Testing/Benchmarks/weak_targets.py pictures/ -o weak.png --below 0.7 --include "sts_*" --include "msd_*"
 
-``famsam evaluate`` names its pictures by the Dice after the last click, rounded to two digits, so the folder tells all. Those
-of scans whose licence does not allow it should not be published: ``--include`` names the cases that may be shown.
+``famsam evaluate`` names its pictures by the Dice after the last click, rounded to two digits, so the folder tells all.
+Pictures of scans whose licence does not allow it should not be published: ``--include`` names the cases that may be.
 """
 
 from __future__ import annotations
