@@ -101,8 +101,12 @@ def test_doubts_of_the_server_are_those_of_a_local_model(remote_world, make_worl
 
 @contextmanager
 def served(port):
-    """The address of ``famsam serve``, a process of its own with the bundled model, on loopback."""
-    command = [sys.executable, "-c", "import famsam.cli; famsam.cli.main()", "serve", "--port", str(port)]
+    """The address of ``famsam serve``, a process of its own with the bundled model, on loopback.
+
+    In a precision that is given: two processes may each measure another one to be the fastest.
+    """
+    arguments = ["serve", "--port", str(port), "--precision", "fp32"]
+    command = [sys.executable, "-c", "import famsam.cli; famsam.cli.main()", *arguments]
     environment = {**os.environ, "FAMSAM_TOKEN": TOKEN, "PYTHONPATH": str(ROOT / "FaMSAMSlicer")}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
