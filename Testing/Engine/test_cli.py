@@ -306,6 +306,11 @@ def test_train_on_labelled_scans(scan, tmp_path, capsys):
     assert "step 1 of 1" in capsys.readouterr().out
     assert cli.main([*arguments, "--labelled", str(tmp_path / "empty")]) == 1
     assert "famsam train: " in capsys.readouterr().err
+    twice = ["--labelled", str(scan[1])] * 2
+    shares = ["--labelled-weight", "0.2", "--labelled-weight", "0.1"]
+    assert cli.main([*arguments, "--synthetic-weight", "0", *twice, *shares]) == 0
+    assert cli.main([*arguments, *twice[:2], *shares]) == 1
+    assert "once for each of 1 --labelled, got 2" in capsys.readouterr().err
 
 
 def test_distill_and_compare(weights, segment, tmp_path, capsys):

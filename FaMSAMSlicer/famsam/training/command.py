@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
+from ..errors import ConfigError
+
 if TYPE_CHECKING:
     import torch
 
@@ -88,7 +90,8 @@ def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--label-maps", type=Path, action="append", default=[], help="folder of label maps "
                         "(synthesised)")
     parser.add_argument("--synthetic-weight", type=float, default=0.45, help="share of synthetic crops")
-    parser.add_argument("--labelled-weight", type=float, default=0.08, help="share of each --labelled folder")
+    parser.add_argument("--labelled-weight", type=float, action="append", help="share of each --labelled folder, or "
+                        "one for all (default 0.08)")
     parser.add_argument("--unlabelled-weight", type=float, default=0.2, help="share of each --unlabelled folder")
     parser.add_argument("--label-map-weight", type=float, default=0.2, help="share of each --label-maps folder")
 
@@ -205,10 +208,19 @@ def _source(args: argparse.Namespace) -> Source:
         for directory in args.label_maps:
             sources.append(load_label_maps(directory).draw)
             weights.append(args.label_map_weight)
-        for directory in args.labelled:
+        for directory, weight in zip(args.labelled, _for_each(args.labelled_weight or [0.08], args.labelled)):
             sources.append(load_labelled(directory, args.include).draw)
-            weights.append(args.labelled_weight)
+            weights.append(weight)
         for directory in args.unlabelled:
             sources.append(load_unlabelled(directory).draw)
             weights.append(args.unlabelled_weight)
     return MixedSource(sources, weights)
+
+
+def _for_each(weights: List[float], folders: List[Path]) -> List[float]:
+    """A weight for every folder: those given, or the one given for all."""
+    if len(weights) not in (1, len(folders)):
+        raise ConfigError(
+            f"Expected --labelled-weight once, or once for each of {len(folders)} --labelled, got {len(weights)}."
+        )
+    return weights * (len(folders) if len(weights) == 1 else 1)

@@ -42,6 +42,8 @@ class TrainConfig:
     """How many background voxels a foreground voxel counts for in the cross entropy."""
     focal_gamma: float = 0.0
     """Exponent of the focal factor of the cross entropy; 0 leaves it out."""
+    clicked_weight: float = 0.0
+    """Of the cross entropy over the piece of the previous error that was clicked on; see ``losses.clicked_loss``."""
     optimiser: str = "adamw"
     """"adamw", or "muon" (see ``muon``) for matrices and convolution kernels with AdamW for the rest."""
     learning_rate: float = 1e-3
@@ -87,10 +89,10 @@ class TrainConfig:
             chances = getattr(self, name)
             if not chances or min(chances) < 0 or sum(chances) <= 0:
                 raise ConfigError(f"{name} must be chances that do not sum to 0, got {chances}.")
-        if self.dice_weight < 0 or self.foreground_weight <= 0 or self.focal_gamma < 0:
+        if min(self.dice_weight, self.focal_gamma, self.clicked_weight) < 0 or self.foreground_weight <= 0:
             raise ConfigError(
-                "dice_weight and focal_gamma must be at least 0 and foreground_weight above 0, got "
-                f"{self.dice_weight}, {self.focal_gamma} and {self.foreground_weight}."
+                "dice_weight, focal_gamma and clicked_weight must be at least 0 and foreground_weight above 0, got "
+                f"{self.dice_weight}, {self.focal_gamma}, {self.clicked_weight} and {self.foreground_weight}."
             )
         if not self.sizes or self.sizes[-1][0] < 1.0 or any(s % 32 or s < 32 or n < 1 for _, s, n in self.sizes):
             raise ConfigError(

@@ -14,7 +14,7 @@ from ..model.base import Embedding, PromptableModel
 from ..runtime import autocast
 from . import prompting
 from .config import TrainConfig
-from .losses import mask_loss, prompt_loss, true_iou
+from .losses import clicked_loss, mask_loss, prompt_loss, true_iou
 from .sample import Dice
 from .targets import ClickSimulator, corrupted
 
@@ -66,6 +66,9 @@ def rounds_of_clicks(
         if learn:
             part, last = round_loss(decoded, (points, labels, previous), number == 1)
             loss = loss + part
+            if config.clicked_weight and previous is not None:
+                asked = clicked_loss(decoded[0][:, :1], targets, clicks.clicked_error())
+                loss = loss + config.clicked_weight * asked.mean()
             first = last if number == 1 else first
         previous = next_logits(model, decoded[0][:, :1].detach(), previous, points, labels)
     return loss / min(rounds, 2), first, last

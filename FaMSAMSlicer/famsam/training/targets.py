@@ -5,7 +5,7 @@ Masks are at the logits' resolution (half the crop's) as soft fractions; points 
 
 from __future__ import annotations
 
-from typing import List, Optional, Sequence
+from typing import List, Optional, Sequence, Tuple
 
 import cc3d
 import edt
@@ -91,6 +91,7 @@ class ClickSimulator:
         self.device = targets_B1zyx.device
         self.points: List[np.ndarray] = []
         self.labels: List[np.ndarray] = []
+        self._errors: List[Optional[Tuple[np.ndarray, Tuple[int, ...]]]] = []
 
     def add_boxes(self, chance: float) -> None:
         """Give some targets a loose bounding box, as two corner prompts."""
@@ -110,20 +111,24 @@ class ClickSimulator:
         """Append a click for each target: in it, or in the largest error of the given logits."""
         predicted = np.zeros_like(self.truth) if logits_B1zyx is None else (logits_B1zyx[:, 0] > 0).cpu().numpy()
         points, labels = [], []
+        self._errors = []
         for truth, mask, dice in zip(self.truth, predicted, self.dice):
             error = truth ^ mask
             if not error.any():
                 points.append(np.zeros(3))
                 labels.append(-1)
+                self._errors.append(None)
                 continue
             index = self._voxel(error, dice)
             points.append(2.0 * index + 0.5)
             labels.append(int(truth[tuple(index)]))
+            self._errors.append((error, tuple(index)))
         self.points.append(np.stack(points))
         self.labels.append(np.array(labels))
 
     def no_click(self) -> None:
         """Append padding: a round in which the user does nothing."""
+        self._errors = [None] * len(self.truth)
         self.points.append(np.zeros((len(self.truth), 3)))
         self.labels.append(np.full(len(self.truth), -1))
 
@@ -136,6 +141,16 @@ class ClickSimulator:
         else:
             candidates = np.argwhere(error_zyx if style == 1 else (depth > 0) & (depth <= 1))
         return candidates[dice.integer(0, len(candidates) - 1)]
+
+    def clicked_error(self) -> Tensor:
+        """The connected piece of the error that the newest click lies in, (B, 1, z, y, x) bool; empty without one."""
+        pieces = np.zeros_like(self.truth)
+        for piece, found in zip(pieces, self._errors):
+            if found is not None:
+                error, index = found
+                parts = cc3d.connected_components(error, connectivity=6)
+                piece[...] = parts == parts[index]
+        return torch.from_numpy(pieces[:, None]).to(self.device)
 
     @property
     def points_BN3(self) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from famsam.training.losses import mask_loss, prompt_loss, true_iou
+from famsam.training.losses import clicked_loss, mask_loss, prompt_loss, true_iou
 
 
 def ball(size=16, radius=4.0, shift=0.0):
@@ -128,3 +128,25 @@ def test_the_foreground_weighs_as_much_as_asked():
     missed = [float(mask_loss(empty, target, 0.0, weight)) for weight in (1.0, 4.0)]
     alarm = [float(mask_loss(full, target, 0.0, weight)) for weight in (1.0, 4.0)]
     assert missed[0] == pytest.approx(missed[1]) and alarm[0] > 3 * alarm[1] > 1.0
+
+
+def test_what_was_clicked_on_weighs_as_much_as_it_is_large():
+    """A missed half costs half as much as the whole; what was not clicked on costs nothing."""
+    target = torch.zeros(1, 1, 8, 8, 8)
+    target[..., 4:] = 1
+    half, whole = torch.zeros_like(target, dtype=torch.bool), target > 0
+    half[..., :4, 4:] = True
+    empty = torch.full_like(target, -3.0)
+    costs = [float(clicked_loss(empty, target, piece)) for piece in (half, whole, ~whole, torch.zeros_like(whole))]
+    missed = float(torch.nn.functional.softplus(torch.tensor(3.0)))
+    assert costs[:2] == pytest.approx([missed / 2, missed], rel=1e-5)
+    assert costs[2] == pytest.approx(missed - 3, rel=1e-4), "background that was background already"
+    assert costs[3] == 0
+
+
+def test_a_false_piece_larger_than_the_structure_weighs_no_more():
+    target = torch.zeros(1, 1, 8, 8, 8)
+    target[..., :1, :1, :1] = 1
+    false = target == 0
+    cost = float(clicked_loss(torch.full_like(target, 3.0), target, false))
+    assert cost == pytest.approx(float(torch.nn.functional.softplus(torch.tensor(3.0))), rel=1e-5)

@@ -117,6 +117,22 @@ def test_later_clicks_lie_on_the_largest_error_with_its_label():
     assert all(11 <= v < 15 for v in (z, y, x))
 
 
+def test_the_clicked_error_is_one_piece():
+    targets = blocks(16, (4, 10), (4, 10), (4, 10))
+    logits = logits_of(targets)
+    logits[0, 0, 4:10, 4:10, 7:10] = -5  # missed half of it
+    logits[0, 0, 12:14, 12:14, 12:14] = 5  # and a smaller false piece elsewhere
+    logits[1, 0, 11:15, 11:15, 11:15] = 5
+    clicks = ClickSimulator(targets, Dice(0, CPU))
+    clicks.click(logits)
+    wanted = torch.zeros(3, 1, 16, 16, 16, dtype=torch.bool)
+    wanted[0, 0, 4:10, 4:10, 7:10] = True
+    wanted[1, 0, 11:15, 11:15, 11:15] = True
+    torch.testing.assert_close(clicks.clicked_error(), wanted)
+    clicks.no_click()
+    assert not clicks.clicked_error().any()
+
+
 def logits_of(targets):
     return (targets * 2 - 1) * 5
 

@@ -238,6 +238,22 @@ def test_the_loss_is_the_one_that_the_configuration_names(change):
     assert losses[0] > losses[1] + 1e-3
 
 
+def test_what_a_click_asks_for_counts_from_the_second_click_on():
+    torch.manual_seed(0)
+    model = Famsam(TINY)
+    crops, targets = CropPool(ball_source, SHORT, model.normalise, CPU, seed=0).batch(32, 1, Dice(0, CPU))
+    never_a_mask = dataclasses.replace(SHORT, mask_chance=0.0)
+    with torch.no_grad():
+        losses = {
+            (rounds, weight): float(training_loss(
+                model, crops, targets, rounds, dataclasses.replace(never_a_mask, clicked_weight=weight), Dice(1, CPU)
+            )[0])
+            for rounds in (1, 2) for weight in (0.0, 1.0)
+        }
+    assert losses[1, 1.0] == losses[1, 0.0]
+    assert losses[2, 1.0] > losses[2, 0.0] + 1e-3
+
+
 def test_copies_of_an_embedding_lie_side_by_side():
     model = Famsam(TINY).eval()
     with torch.no_grad():
@@ -389,6 +405,7 @@ def test_sources_are_mixed_by_weight():
         ({"dice_weight": -1.0}, "dice_weight"),
         ({"foreground_weight": 0.0}, "foreground_weight"),
         ({"focal_gamma": -0.5}, "focal_gamma"),
+        ({"clicked_weight": -1.0}, "clicked_weight"),
         ({"sizes": ()}, "sizes"),
         ({"sizes": ((0.5, 64, 1),)}, "sizes"),
         ({"sizes": ((1.0, 48, 1),)}, "sizes"),
