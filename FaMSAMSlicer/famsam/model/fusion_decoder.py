@@ -58,6 +58,16 @@ class DecoderInput:
     path_costs4: Tensor
     """(B, V, 3, 32, 32, 32): what geodesic paths of each kind cost along each axis at stride 4."""
 
+    def __post_init__(self) -> None:
+        self.paths = prompt_maps.PathMemory()
+
+    def geodesic_distances(self, points_BN3: Tensor, chosen_KBN: Tensor) -> Tensor:
+        """``prompt_maps.geodesic_distance`` for points at stride 4; on a CPU what the next click needs is kept."""
+        costs_VB3zyx = self.path_costs4.transpose(0, 1)
+        if len(points_BN3) > 1 or points_BN3.is_cuda or torch.is_grad_enabled():
+            return prompt_maps.geodesic_distance(costs_VB3zyx, points_BN3, chosen_KBN)
+        return self.paths.distance(costs_VB3zyx, points_BN3, chosen_KBN)
+
 
 class FusionDecoder(nn.Module):
     """Prompts and features -> mask logits at stride 2 and the predicted IoU of each mask.
@@ -154,8 +164,8 @@ class FusionDecoder(nn.Module):
         folded, fine_maps = self.fold(maps2).split([FOLDED_MAPS, self.fold.out_channels - FOLDED_MAPS], dim=1)
         points4 = points_BN3 / 4 - 0.375
         clicks_KBN = torch.stack(prompt_maps.point_masks(labels_BN))
-        paths_VKB = prompt_maps.geodesic_distance(given.path_costs4.transpose(0, 1), points4, clicks_KBN)
-        geodesic = [torch.exp(-path_KB / scale) for path_KB, (_, scale) in zip(paths_VKB, self.costs)]
+        paths_VKB = given.geodesic_distances(points4, clicks_KBN)
+        geodesic = [prompt_maps.faded(path_KB / scale) for path_KB, (_, scale) in zip(paths_VKB, self.costs)]
         spread = [geodesic[0], self._similarity_maps(given.similarity, points4, clicks_KBN), *geodesic[1:]]
         if len(self.costs) > 1:
             size = tuple(given.similarity.shape[2:])

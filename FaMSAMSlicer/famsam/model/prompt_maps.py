@@ -14,8 +14,10 @@ Shape legend: B batch, N prompts, K choices of clicks, V kinds of costs, z y x l
 from __future__ import annotations
 
 import math
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Tuple
+from typing import FrozenSet, List, Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -165,6 +167,69 @@ def geodesic_distance(costs_VB3zyx: Tensor, points_BN3: Tensor, chosen_KBN: Tens
             forward, backward = running_minimum(both, 1 + along)
             distance = torch.minimum(forward.add_(cost), backward.flip(along).sub_(cost))
     return distance.clamp_max_(FAR)
+
+
+def faded(distance: Tensor) -> Tensor:
+    """exp(-distance), which may be changed; where that would vanish, the least number that a CPU is fast with."""
+    return distance.clamp_max_(87.0).neg_().exp_()
+
+
+Voxels = FrozenSet[Tuple[int, int, int]]
+
+
+class PathMemory:
+    """Geodesic distances in one crop, kept for the next click: with one more click only its own paths are new.
+
+    The distance from several clicks is the minimum of those from each, to the last bit, since sums round the same way
+    whatever they are compared with. Several threads may share it.
+
+    Args:
+        most: so many sets of clicks are kept, those that were not needed for longest dropped first.
+    """
+
+    def __init__(self, most: int = 16) -> None:
+        self._most = most
+        self._kept: OrderedDict[Voxels, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def distance(self, costs_VB3zyx: Tensor, points_BN3: Tensor, chosen_KBN: Tensor) -> Tensor:
+        """``geodesic_distance`` for B = 1, always with the costs of the same crop."""
+        sizes = costs_VB3zyx.shape[3:]
+        last = torch.tensor(sizes, device=points_BN3.device) - 1
+        voxels = [tuple(voxel) for voxel in points_BN3[0].round().long().clamp_min(0).minimum(last).tolist()]
+        wanted = [frozenset(v for v, chosen in zip(voxels, which[0]) if chosen) for which in chosen_KBN.tolist()]
+        known = [self._most_of(choice) for choice in wanted]
+        new = [[v in choice - part for v in voxels] for choice, (part, _) in zip(wanted, known)]
+        open_K = [k for k, flags in enumerate(new) if any(flags)]
+        if open_K:
+            flags_KBN = torch.tensor([[new[k]] for k in open_K], device=points_BN3.device)
+            from_new = geodesic_distance(costs_VB3zyx, points_BN3, flags_KBN).unbind(1)
+        found = []
+        for k, (choice, (_, part)) in enumerate(zip(wanted, known)):
+            if k in open_K:
+                fresh = from_new[open_K.index(k)]
+                part = self._keep(choice, fresh if part is None else torch.minimum(part, fresh))
+            elif part is None:
+                part = torch.full((len(costs_VB3zyx), 1, *sizes), FAR, device=costs_VB3zyx.device)
+            found.append(part)
+        return torch.stack(found, dim=1)
+
+    def _most_of(self, choice: Voxels) -> Tuple[Voxels, Optional[Tensor]]:
+        """The largest kept part of a set of clicks, and the distances from it."""
+        with self._lock:
+            parts: List[Voxels] = [kept for kept in self._kept if kept <= choice]
+            if not parts:
+                return frozenset(), None
+            largest = max(parts, key=len)
+            self._kept.move_to_end(largest)
+            return largest, self._kept[largest]
+
+    def _keep(self, choice: Voxels, distance: Tensor) -> Tensor:
+        with self._lock:
+            self._kept[choice] = distance
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
+        return distance
 
 
 def running_minimum(values: Tensor, axis: int) -> Tensor:

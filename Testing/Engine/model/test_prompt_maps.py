@@ -7,10 +7,12 @@ import heapq
 import numpy as np
 import pytest
 import torch
+from famsam.model import prompt_maps
 from famsam.model.prompt_maps import (
     FAR,
     NEAR_AND_ALIKE,
     SAME_REGION,
+    PathMemory,
     StepCost,
     ball_map,
     ball_map_at_once,
@@ -158,6 +160,42 @@ def test_geodesic_distances_of_several_kinds_are_those_of_each():
     assert together.shape == (2, 2, 1, *SIZE)
     for found, cost in zip(together, costs):
         torch.testing.assert_close(found, geodesic_distance(cost[None], clicks, choices)[0])
+
+
+@pytest.mark.parametrize("most", [1, 3, 16])
+def test_remembered_paths_are_those_computed_anew(most):
+    """Clicks added, taken back, moved and repeated: the same to the last bit, whatever is still remembered."""
+    generator = torch.Generator().manual_seed(most)
+    costs = torch.stack([path_costs(random_image(5), cost) for cost in (NEAR_AND_ALIKE, SAME_REGION)])
+    memory = PathMemory(most)
+    clicks = torch.rand(1, 6, 3, generator=generator) * 7
+    clicks[0, 4] = clicks[0, 1]
+    positive = torch.tensor([True, False, True, True, False, True])
+    for count in (1, 2, 3, 2, 4, 5, 6, 1, 6):
+        moved = clicks[:, :count].clone()
+        moved[0, -1] += torch.rand(3, generator=generator) if count == 3 else 0.0
+        choices = torch.stack([positive[None, :count], ~positive[None, :count]])
+        anew = geodesic_distance(costs, moved, choices)
+        anew[:, ~choices.any(2)[:, 0]] = FAR  # where no click is, its rounding differs
+        assert torch.equal(memory.distance(costs, moved, choices), anew)
+    assert len(memory._kept) <= most
+
+
+def test_remembered_paths_cost_only_the_new_clicks(monkeypatch):
+    costs = path_costs(random_image(6))[None]
+    computed = []
+
+    def counted(costs, points, chosen):
+        computed.append(chosen.tolist())
+        return geodesic_distance(costs, points, chosen)
+
+    monkeypatch.setattr(prompt_maps, "geodesic_distance", counted)
+    memory = PathMemory()
+    memory.distance(costs, points((1, 1, 1)), torch.stack([chosen(True), chosen(False)]))
+    memory.distance(costs, points((1, 1, 1), (3, 3, 3)), torch.stack([chosen(True, False), chosen(False, True)]))
+    memory.distance(costs, points((1, 1, 1), (3, 3, 3)), torch.stack([chosen(True, False), chosen(False, True)]))
+    memory.distance(costs, points((3, 3, 3), (2, 2, 2)), torch.stack([chosen(False, True), chosen(True, False)]))
+    assert computed == [[[[True]]], [[[False, True]]], [[[False, True]]]]
 
 
 def test_a_noisy_region_is_near_throughout_and_its_neighbour_far():
