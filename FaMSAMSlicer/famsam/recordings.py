@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .model.base import PromptableModel
+from .model.fusion_decoder import FusionDecoder
 from .runtime import autocast
 
 Call = Callable[[], Any]
@@ -38,6 +39,9 @@ def record_calls(model: PromptableModel, record: Optional[Recorder] = None) -> N
         model: complete, on its device.
         record: how; by default as CUDA graphs.
     """
+    for module in model.modules():
+        if isinstance(module, FusionDecoder):
+            module.remembers = False  # a replay reads the next crop from the same tensors
     for name in RECORDED:
         setattr(model, name, Recordings(_in_precision(model, getattr(type(model), name)), record))
 

@@ -59,14 +59,7 @@ class DecoderInput:
     """(B, V, 3, 32, 32, 32): what geodesic paths of each kind cost along each axis at stride 4."""
 
     def __post_init__(self) -> None:
-        self.paths = prompt_maps.PathMemory()
-
-    def geodesic_distances(self, points_BN3: Tensor, chosen_KBN: Tensor) -> Tensor:
-        """``prompt_maps.geodesic_distance`` for points at stride 4; on a CPU what the next click needs is kept."""
-        costs_VB3zyx = self.path_costs4.transpose(0, 1)
-        if len(points_BN3) > 1 or points_BN3.is_cuda or torch.is_grad_enabled():
-            return prompt_maps.geodesic_distance(costs_VB3zyx, points_BN3, chosen_KBN)
-        return self.paths.distance(costs_VB3zyx, points_BN3, chosen_KBN)
+        self.paths = prompt_maps.PathMemory()  # no field: copies for other prompts, or of other crops, have their own
 
 
 class FusionDecoder(nn.Module):
@@ -94,6 +87,7 @@ class FusionDecoder(nn.Module):
         _, s4, s8, detail = stem_channels
         maps4 = MAPS_STRIDE4 + (FAR_REACHING_MAPS if far_reaching else 0)
         self.mask_count = mask_count
+        self.remembers = True
         self.costs = FAR_REACHING_COSTS if far_reaching else NEAR_COSTS
         self.similarity4 = nn.Conv3d(s4, SIMILARITY_CHANNELS, 1)
         self.similarity8 = nn.Conv3d(s8, SIMILARITY_CHANNELS, 1)
@@ -164,7 +158,7 @@ class FusionDecoder(nn.Module):
         folded, fine_maps = self.fold(maps2).split([FOLDED_MAPS, self.fold.out_channels - FOLDED_MAPS], dim=1)
         points4 = points_BN3 / 4 - 0.375
         clicks_KBN = torch.stack(prompt_maps.point_masks(labels_BN))
-        paths_VKB = given.geodesic_distances(points4, clicks_KBN)
+        paths_VKB = self._geodesic_distances(given, points4, clicks_KBN)
         geodesic = [prompt_maps.faded(path_KB / scale) for path_KB, (_, scale) in zip(paths_VKB, self.costs)]
         spread = [geodesic[0], self._similarity_maps(given.similarity, points4, clicks_KBN), *geodesic[1:]]
         if len(self.costs) > 1:
@@ -189,6 +183,13 @@ class FusionDecoder(nn.Module):
         # Pooled over the first mask whichever are asked for: a mask's quality does not depend on the choice.
         pooled = _foreground_means((fine, x8, x16), folded_logits[:, :8])
         return _unfold(folded_logits[:, 8 * start :]), self.quality(pooled).sigmoid()[:, chosen]
+
+    def _geodesic_distances(self, given: DecoderInput, points_BN3: Tensor, chosen_KBN: Tensor) -> Tensor:
+        """``prompt_maps.geodesic_distance``; for one crop on a CPU, what its next click needs is kept."""
+        costs_VB3zyx = given.path_costs4.transpose(0, 1)
+        if not self.remembers or len(points_BN3) > 1 or points_BN3.is_cuda or torch.is_grad_enabled():
+            return prompt_maps.geodesic_distance(costs_VB3zyx, points_BN3, chosen_KBN)
+        return given.paths.distance(costs_VB3zyx, points_BN3, chosen_KBN)
 
     @staticmethod
     def _maps_stride2(

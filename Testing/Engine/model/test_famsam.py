@@ -397,3 +397,19 @@ def test_some_tokens_of_a_block_are_those_of_all_where_all_are_active(centred):
     x = torch.randn(1, 16, 4, 4, 4)
     with torch.inference_mode():
         torch.testing.assert_close(block.forward_some(x, torch.arange(64)[None]), block(x))
+
+
+def test_what_is_kept_between_clicks_does_not_show_in_the_answers():
+    """The same clicks on an embedding that has seen others, and with nothing kept: equal to the last bit."""
+    remembering, forgetful = small_model(), small_model()
+    forgetful.decoder.remembers = False
+    points = torch.tensor([[[4.0, 9, 20], [13, 2, 7], [25, 25, 1], [17, 30, 12], [8, 14, 29]]])
+    labels = torch.tensor([[1, 0, 1, 1, 0]])
+    with torch.inference_mode():
+        embedding = remembering.encode(random_crop())
+        for count in (1, 2, 3, 2, 5, 4):
+            given = points[:, :count], labels[:, :count]
+            anew = forgetful.decode(embedding, *given)
+            for found, wanted in zip(remembering.decode(embedding, *given), anew):
+                assert torch.equal(found, wanted)
+    assert len(embedding.finer.paths._kept) == 5, "three sets of positive clicks, two of negative ones"
