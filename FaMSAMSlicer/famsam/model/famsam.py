@@ -60,6 +60,8 @@ class FamsamConfig:
     """Whether transformer blocks normalise tokens before they place them; see ``TransformerBlock``."""
     centred: bool = added_later(False)
     """Whether transformer blocks leave out what all tokens have in common; see ``TransformerBlock``."""
+    residual: bool = added_later(False)
+    """Whether the decoder adds what it finds to a share of the previous logits, which it learns."""
 
     def __post_init__(self) -> None:
         for name in ("stem_channels", "decoder_channels"):
@@ -114,6 +116,7 @@ class Famsam(PromptableModel):
             config.far_reaching,
             config.normed_position,
             config.centred,
+            config.residual,
         )
         self.proposal_head: Optional[ProposalHead] = None
         if config.proposals:

@@ -81,6 +81,7 @@ class FusionDecoder(nn.Module):
         far_reaching: bool = False,
         normed_position: bool = False,
         centred: bool = False,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         c4, c8, c16 = channels
@@ -116,6 +117,7 @@ class FusionDecoder(nn.Module):
         self.masks = nn.Conv3d(c4, 8 * mask_count, 1)
         self.quality = nn.Sequential(nn.Linear(c16 + c8 + c4, 64), nn.SiLU(), nn.Linear(64, mask_count))
         nn.init.constant_(self.masks.bias, -2.0)  # type: ignore[arg-type]
+        self.kept_share = nn.Parameter(torch.tensor(0.5)) if residual else None
 
     def prepare(self, crop_B1ZYX: Tensor, tokens: Tensor, detail: Tensor, f4: Tensor, f8: Tensor) -> DecoderInput:
         """Everything that prompts do not change, computed once a crop."""
@@ -180,6 +182,9 @@ class FusionDecoder(nn.Module):
 
         start, stop, _ = chosen.indices(self.mask_count)
         folded_logits = F.conv3d(fine, self.masks.weight[: 8 * stop], self.masks.bias[: 8 * stop])  # type: ignore[index]
+        if self.kept_share is not None and mask_logits_B1zyx is not None:
+            previous = _fold(mask_logits_B1zyx.clamp(-6, 6)).repeat(1, stop, 1, 1, 1)
+            folded_logits = folded_logits + self.kept_share * previous
         # Pooled over the first mask whichever are asked for: a mask's quality does not depend on the choice.
         pooled = _foreground_means((fine, x8, x16), folded_logits[:, :8])
         return _unfold(folded_logits[:, 8 * start :]), self.quality(pooled).sigmoid()[:, chosen]
@@ -282,6 +287,11 @@ def smoothed(x_BCZYX: Tensor) -> Tensor:
 def _unfold(folded: Tensor) -> Tensor:
     """(B, 8 M, z, y, x) -> (B, M, 2z, 2y, 2x): channels become the eight stride-2 voxels of a stride-4 one."""
     return rearrange(folded, "b (m i j l) z y x -> b m (z i) (y j) (x l)", i=2, j=2, l=2)
+
+
+def _fold(logits: Tensor) -> Tensor:
+    """The inverse of ``_unfold``."""
+    return rearrange(logits, "b m (z i) (y j) (x l) -> b (m i j l) z y x", i=2, j=2, l=2)
 
 
 def _foreground_means(features: Sequence[Tensor], folded_logits_B8zyx: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ Answer = Optional[Tuple[Dict[str, Any], List[str]]]
 
 TRAIN_EXAMPLE = """famsam train runs/first --steps 6000 --labelled cases/ --time-limit-min 120
 
-Several GPUs: torchrun --nproc-per-node 4 -m famsam.cli train runs/first"""
+Several GPUs: torchrun --nproc-per-node 4 -m -- famsam.cli train runs/first"""
 DISTILL_EXAMPLE = "famsam distill runs/student --teacher sam_med3d_turbo.pth --labelled cases/"
 COMPARE_EXAMPLE = "famsam compare adamw.json muon.json focal.json -o comparison/"
 

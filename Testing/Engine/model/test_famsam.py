@@ -413,3 +413,18 @@ def test_what_is_kept_between_clicks_does_not_show_in_the_answers():
             for found, wanted in zip(remembering.decode(embedding, *given), anew):
                 assert torch.equal(found, wanted)
     assert len(embedding.finer.paths._kept) == 5, "three sets of positive clicks, two of negative ones"
+
+
+def test_a_residual_decoder_keeps_what_it_does_not_change():
+    """With nothing of its own to add, the share of the previous logits that it keeps is what it answers."""
+    model = small_model(dataclasses.replace(SMALL, residual=True))
+    torch.nn.init.zeros_(model.decoder.masks.weight)
+    torch.nn.init.zeros_(model.decoder.masks.bias)
+    points, labels = torch.full((1, 1, 3), 15.0), torch.tensor([[1]])
+    previous = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(3)) * 4
+    embedding = model.encode(random_crop())
+    logits, _ = model.decode_raw(embedding, points, labels, previous)
+    torch.testing.assert_close(logits, 0.5 * previous.clamp(-6, 6).expand(-1, model.config.mask_count, -1, -1, -1))
+    first, _ = model.decode_raw(embedding, points, labels)
+    assert not first.any()
+    assert small_model().decoder.kept_share is None, "files of before hold no such share"
