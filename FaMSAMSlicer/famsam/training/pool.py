@@ -16,6 +16,9 @@ from .targets import draw_targets, halve, visibility
 Normalise = Callable[[Tensor, Tensor], Tensor]
 """(raw crop, which voxels lie inside the scan), both (B, 1, Z, Y, X) -> (B, C, Z, Y, X), a channel for each network."""
 
+SMALL_SHARE, SMALL_CHANCE = 0.2, 0.12
+"""A target that spans less than this share of the crop's edge is kept with this chance only: a session looks more
+closely at what is that small."""
 MOST_DRAWS = 1000
 """So many crops in a row without a structure to click on mean that the source has none."""
 
@@ -87,8 +90,10 @@ class CropPool:
         for _ in range(MOST_DRAWS):
             sample = self.source(size, dice)
             crop = self.normalise(_from_zero(sample)[None, None], sample.inside_ZYX[None, None])[0]
-            drawn = draw_targets(sample, self.config.targets, dice)
-            targets = [target for target in drawn if dice.chance(0.05 + visibility(crop[0], target))]
+            drawn = draw_targets(sample, 2 * self.config.targets, dice)
+            kept = [target for target in drawn if _span(target) >= SMALL_SHARE * size or dice.chance(SMALL_CHANCE)]
+            seen = kept[: self.config.targets]
+            targets = [target for target in seen if dice.chance(0.05 + visibility(crop[0], target))]
             if targets:
                 break
         else:
@@ -96,6 +101,12 @@ class CropPool:
         while len(targets) < self.config.targets:
             targets.append(targets[dice.integer(0, len(targets) - 1)])
         return crop.to(torch.float16), halve(torch.stack(targets)).to(torch.float16)
+
+
+def _span(mask_ZYX: Tensor) -> int:
+    """The longest edge of a mask's bounding box."""
+    present = (mask_ZYX.flatten(1).any(1), mask_ZYX.any(2).any(0), mask_ZYX.any(0).any(0))
+    return max(int(line.nonzero()[-1] - line.nonzero()[0]) + 1 for line in present)
 
 
 def _from_zero(sample: Sample) -> Tensor:

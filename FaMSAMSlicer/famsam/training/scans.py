@@ -69,9 +69,9 @@ class Anatomy:
         return cls(labels_zyx, grid, centres, np.asarray(extents), weights)
 
     def draw_box(self, size: int, dice: Dice) -> CropBox:
-        """A crop in which a random piece spans 8 voxels to the whole width, not too far from the middle."""
+        """A crop in which a random piece spans a fifth to nearly the whole width, not too far from the middle."""
         piece = dice.pick(self.weights.tolist())
-        span = dice.log_uniform(8.0, 0.9 * size)
+        span = dice.log_uniform(0.2 * size, 0.9 * size)
         finest = 0.4 * float(np.median(self.grid.spacing_zyx_mm))
         spacing = float(np.clip(self.extents_mm[piece] / span, finest, 5.0))
         jitter = 0.25 * size * spacing / np.asarray(self.grid.spacing_zyx_mm)

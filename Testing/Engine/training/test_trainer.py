@@ -238,6 +238,21 @@ def test_the_loss_is_the_one_that_the_configuration_names(change):
     assert losses[0] > losses[1] + 1e-3
 
 
+def test_few_targets_are_as_small_as_a_session_would_look_more_closely_at():
+    def two_balls(size, dice):
+        axes = torch.arange(size).float()
+        labels = torch.zeros(size, size, size, dtype=torch.long)
+        for label, (middle, radius) in enumerate(((10.0, 7.0), (26.0, 2.2)), 1):
+            z, y, x = ((axes - middle).square().view([-1 if a == axis else 1 for a in range(3)]) for axis in range(3))
+            labels[z + y + x < radius**2] = label
+        return Sample(labels.float(), torch.ones_like(labels, dtype=torch.bool), labels)
+
+    pool = CropPool(two_balls, SHORT, Famsam(TINY).normalise, CPU, seed=0)
+    targets = torch.cat([pool._drawn(32, Dice(number, CPU))[1] for number in range(60)])
+    small = (targets.float().sum((1, 2, 3, 4)) < 20).float().mean()
+    assert 0 < small < 0.3, "both were drawn equally often"
+
+
 def test_what_a_click_asks_for_counts_from_the_second_click_on():
     torch.manual_seed(0)
     model = Famsam(TINY)
