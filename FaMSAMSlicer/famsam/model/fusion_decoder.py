@@ -290,7 +290,7 @@ def _unfold(folded: Tensor) -> Tensor:
 
 
 def _fold(logits: Tensor) -> Tensor:
-    """The inverse of ``_unfold``."""
+    """The inverse of ``_unfold``: (B, M, 2z, 2y, 2x) -> (B, 8 M, z, y, x)."""
     return rearrange(logits, "b m (z i) (y j) (x l) -> b (m i j l) z y x", i=2, j=2, l=2)
 
 

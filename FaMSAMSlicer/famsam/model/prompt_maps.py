@@ -170,11 +170,12 @@ def geodesic_distance(costs_VB3zyx: Tensor, points_BN3: Tensor, chosen_KBN: Tens
 
 
 def faded(distance: Tensor) -> Tensor:
-    """exp(-distance), which may be changed; where that would vanish, the least number that a CPU is fast with."""
+    """exp(-distance), which may be changed, any shape; where that would vanish, the least number a CPU is fast with."""
     return distance.clamp_max_(87.0).neg_().exp_()
 
 
-Voxels = FrozenSet[Tuple[int, int, int]]
+Voxels = FrozenSet[Tuple[int, ...]]
+"""Where clicks of one sign lie (z, y, x)."""
 
 
 class PathMemory:
@@ -184,7 +185,8 @@ class PathMemory:
     whatever they are compared with. Several threads may share it.
 
     Args:
-        most: so many sets of clicks are kept, those that were not needed for longest dropped first.
+        most: so many sets of clicks are kept (128 KiB for each kind of cost at 32³), those that were not needed for
+            longest dropped first.
     """
 
     def __init__(self, most: int = 16) -> None:
@@ -193,26 +195,26 @@ class PathMemory:
         self._lock = threading.Lock()
 
     def distance(self, costs_VB3zyx: Tensor, points_BN3: Tensor, chosen_KBN: Tensor) -> Tensor:
-        """``geodesic_distance`` for B = 1, always with the costs of the same crop."""
+        """``geodesic_distance`` for B = 1, always with the costs of the same crop: (V, K, 1, z, y, x)."""
         sizes = costs_VB3zyx.shape[3:]
         last = torch.tensor(sizes, device=points_BN3.device) - 1
         voxels = [tuple(voxel) for voxel in points_BN3[0].round().long().clamp_min(0).minimum(last).tolist()]
-        wanted = [frozenset(v for v, chosen in zip(voxels, which[0]) if chosen) for which in chosen_KBN.tolist()]
-        known = [self._most_of(choice) for choice in wanted]
-        new = [[v in choice - part for v in voxels] for choice, (part, _) in zip(wanted, known)]
-        open_K = [k for k, flags in enumerate(new) if any(flags)]
-        if open_K:
-            flags_KBN = torch.tensor([[new[k]] for k in open_K], device=points_BN3.device)
-            from_new = geodesic_distance(costs_VB3zyx, points_BN3, flags_KBN).unbind(1)
-        found = []
-        for k, (choice, (_, part)) in enumerate(zip(wanted, known)):
-            if k in open_K:
-                fresh = from_new[open_K.index(k)]
-                part = self._keep(choice, fresh if part is None else torch.minimum(part, fresh))
-            elif part is None:
-                part = torch.full((len(costs_VB3zyx), 1, *sizes), FAR, device=costs_VB3zyx.device)
-            found.append(part)
-        return torch.stack(found, dim=1)
+        distances: List[Optional[Tensor]] = []
+        open_to = []
+        for which_BN in chosen_KBN.tolist():
+            choice = frozenset(voxel for voxel, chosen in zip(voxels, which_BN[0]) if chosen)
+            part, known = self._most_of(choice)
+            if choice != part:
+                open_to.append((len(distances), choice, [[voxel in choice - part for voxel in voxels]]))
+            distances.append(known)
+        if open_to:
+            new_KBN = torch.tensor([new for _, _, new in open_to], device=points_BN3.device)
+            paths = geodesic_distance(costs_VB3zyx, points_BN3, new_KBN).unbind(1)
+            for (k, choice, _), path in zip(open_to, paths):
+                known = distances[k]
+                distances[k] = self._keep(choice, path if known is None else torch.minimum(known, path))
+        none = torch.full((len(costs_VB3zyx), 1, *sizes), FAR, device=costs_VB3zyx.device)
+        return torch.stack([none if distance is None else distance for distance in distances], dim=1)
 
     def _most_of(self, choice: Voxels) -> Tuple[Voxels, Optional[Tensor]]:
         """The largest kept part of a set of clicks, and the distances from it."""
