@@ -116,6 +116,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/tiling.py
   famsam/training/__init__.py
   famsam/training/artefacts.py
+  famsam/training/bending.py
   famsam/training/command.py
   famsam/training/compare.py
   famsam/training/config.py

@@ -62,6 +62,8 @@ class FamsamConfig:
     """Whether transformer blocks leave out what all tokens have in common; see ``TransformerBlock``."""
     residual: bool = added_later(False)
     """Whether the decoder adds what it finds to a share of the previous logits, which it learns."""
+    newest: bool = added_later(False)
+    """Whether prompt maps tell the newest click from those before it."""
 
     def __post_init__(self) -> None:
         for name in ("stem_channels", "decoder_channels"):
@@ -117,6 +119,7 @@ class Famsam(PromptableModel):
             config.normed_position,
             config.centred,
             config.residual,
+            config.newest,
         )
         self.proposal_head: Optional[ProposalHead] = None
         if config.proposals:

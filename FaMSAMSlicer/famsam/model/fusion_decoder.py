@@ -29,6 +29,8 @@ MAPS_STRIDE4 = FOLDED_MAPS + 4
 """With geodesic and learned similarity maps of positive and negative clicks."""
 FAR_REACHING_MAPS = 4
 """At stride 4, too: same-region and distance maps of positive and negative clicks."""
+NEWEST_MAPS = 2
+"""At stride 2 (balls) and at stride 4 (geodesic maps): the newest prompt, if it is a positive or a negative click."""
 DISTANCE_REACH = 8.0
 """Of the distance maps, in stride-4 voxels."""
 SIMILARITY_CHANNELS = 16
@@ -82,18 +84,21 @@ class FusionDecoder(nn.Module):
         normed_position: bool = False,
         centred: bool = False,
         residual: bool = False,
+        newest: bool = False,
     ) -> None:
         super().__init__()
         c4, c8, c16 = channels
         _, s4, s8, detail = stem_channels
-        maps4 = MAPS_STRIDE4 + (FAR_REACHING_MAPS if far_reaching else 0)
+        more = NEWEST_MAPS if newest else 0
+        maps4 = MAPS_STRIDE4 + (FAR_REACHING_MAPS if far_reaching else 0) + more
+        self.newest = newest
         self.mask_count = mask_count
         self.remembers = True
         self.costs = FAR_REACHING_COSTS if far_reaching else NEAR_COSTS
         self.similarity4 = nn.Conv3d(s4, SIMILARITY_CHANNELS, 1)
         self.similarity8 = nn.Conv3d(s8, SIMILARITY_CHANNELS, 1)
         self.similarity_scale = nn.Parameter(torch.tensor(5.0))
-        self.fold = nn.Conv3d(MAPS_STRIDE2, FOLDED_MAPS + c4, 2, stride=2)
+        self.fold = nn.Conv3d(MAPS_STRIDE2 + more, FOLDED_MAPS + c4, 2, stride=2)
         self.maps4 = int8.Conv3d(maps4, c4, 3, padding=1)
         self.maps8 = int8.Conv3d(maps4, c8, 3, padding=1)
         self.maps16 = nn.Conv3d(maps4, c16, 3, padding=1)
@@ -163,6 +168,10 @@ class FusionDecoder(nn.Module):
         paths_VKB = self._geodesic_distances(given, points4, clicks_KBN)
         geodesic = [prompt_maps.faded(path_KB / scale) for path_KB, (_, scale) in zip(paths_VKB, self.costs)]
         spread = [geodesic[0], self._similarity_maps(given.similarity, points4, clicks_KBN), *geodesic[1:]]
+        if self.newest:
+            newest_KBN = torch.stack(prompt_maps.point_masks(only_newest(labels_BN)))
+            nearest = self._geodesic_distances(given, points4, newest_KBN)[0]
+            spread.append(prompt_maps.faded(nearest / self.costs[0][1]))
         if len(self.costs) > 1:
             size = tuple(given.similarity.shape[2:])
             near = [prompt_maps.distance_map(points4, clicks_BN, size, DISTANCE_REACH) for clicks_BN in clicks_KBN]
@@ -196,9 +205,8 @@ class FusionDecoder(nn.Module):
             return prompt_maps.geodesic_distance(costs_VB3zyx, points_BN3, chosen_KBN)
         return given.paths.distance(costs_VB3zyx, points_BN3, chosen_KBN)
 
-    @staticmethod
     def _maps_stride2(
-        smooth2_BZYX: Tensor, points_BN3: Tensor, labels_BN: Tensor, mask_logits_B1zyx: Optional[Tensor]
+        self, smooth2_BZYX: Tensor, points_BN3: Tensor, labels_BN: Tensor, mask_logits_B1zyx: Optional[Tensor]
     ) -> Tensor:
         points = points_BN3 / 2 - 0.25
         maps = []
@@ -211,6 +219,9 @@ class FusionDecoder(nn.Module):
             previous = mask_logits_B1zyx[:, 0].to(maps[0].dtype)
             maps += [previous.clamp(-6, 6) / 6, torch.ones_like(maps[0])]
         maps.append(prompt_maps.box_map(points, labels_BN, tuple(smooth2_BZYX.shape[1:])))
+        if self.newest:
+            for chosen in prompt_maps.point_masks(only_newest(labels_BN)):
+                maps.append(prompt_maps.ball_map(points, chosen, tuple(smooth2_BZYX.shape[1:])))
         return torch.stack(maps, dim=1)
 
     def _similarity_maps(self, similarity_BDzyx: Tensor, points_BN3: Tensor, chosen_KBN: Tensor) -> Tensor:
@@ -238,6 +249,11 @@ class Nothing(nn.Module):
 
     def forward(self, x_BCzyx: Tensor) -> Tensor:
         return x_BCzyx.new_zeros(len(x_BCzyx), 1, 1, 1, 1)
+
+
+def only_newest(labels_BN: Tensor) -> Tensor:
+    """The labels with all prompts but the last made padding."""
+    return F.pad(labels_BN[:, -1:], (labels_BN.shape[1] - 1, 0), value=-1)
 
 
 def channels_last(x_BCZYX: Tensor) -> Tensor:

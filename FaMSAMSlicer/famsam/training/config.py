@@ -36,6 +36,9 @@ class TrainConfig:
     """Chance that a step starts from a faulty mask to be refined, half of the time before any click."""
     click_styles: Tuple[float, float, float] = (1.0, 0.0, 0.0)
     """Chances that a simulated click lies deep inside the error, anywhere in it, or at its border."""
+    turn_chance: float = 1.0
+    """Chance that a crop is served under a random axis order and random flips. Otherwise only left and right may change
+    places, so that the network learns where anatomy lies: crops have the same orientation wherever they come from."""
     dice_weight: float = 1.0
     """Of the soft Dice beside the cross entropy; see ``losses.mask_loss``, here and for the next two."""
     foreground_weight: float = 2.0

@@ -32,7 +32,7 @@ class _Shelf:
 
 
 class CropPool:
-    """Ready crops with their targets, each served several times under random flips and axis orders.
+    """Ready crops with their targets, each served several times, turned by chance; see ``TrainConfig.turn_chance``.
 
     Every crop has a number and is drawn with dice of its own, so that ``state()``, a few numbers, is all that is needed
     to go on with the same crops; they are drawn again when they are wanted. Each size has crops of its own.
@@ -63,7 +63,7 @@ class CropPool:
         numbers = list(shelf.items)
         own = dice.fork(count)
         chosen = [self._item(size, numbers[d.integer(0, len(numbers) - 1)]) for d in own]
-        crops, targets = zip(*(_turned(*item, d) for item, d in zip(chosen, own)))
+        crops, targets = zip(*(_turned(*item, d, self.config.turn_chance) for item, d in zip(chosen, own)))
         return torch.stack(crops), torch.cat(targets)
 
     def state(self) -> Dict[str, Any]:
@@ -115,10 +115,11 @@ def _from_zero(sample: Sample) -> Tensor:
     return (image - image[inside].min()) * inside if bool(inside.any()) else image
 
 
-def _turned(crop_CZYX: Tensor, targets_T1zyx: Tensor, dice: Dice) -> Tuple[Tensor, Tensor]:
-    """The same random flip and axis order for a crop and its targets."""
-    order = torch.randperm(3, generator=dice.host).tolist()
-    flips = [a for a in range(3) if dice.chance(0.5)]
+def _turned(crop_CZYX: Tensor, targets_T1zyx: Tensor, dice: Dice, chance: float) -> Tuple[Tensor, Tensor]:
+    """A crop and its targets, with ``chance`` under a random axis order and flips, else perhaps with x mirrored."""
+    any_way = dice.chance(chance)
+    order = torch.randperm(3, generator=dice.host).tolist() if any_way else [0, 1, 2]
+    flips = [a for a in range(0 if any_way else 2, 3) if dice.chance(0.5)]
     crop = crop_CZYX.float().permute(0, *(1 + a for a in order)).flip([1 + a for a in flips])
     targets = targets_T1zyx.float().permute(0, 1, *(2 + a for a in order)).flip([2 + a for a in flips])
     return crop, targets

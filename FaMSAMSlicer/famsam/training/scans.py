@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterator, List, Sequence, Tuple, Union
 
@@ -23,6 +23,7 @@ from ..evaluation.dataset import IMAGE_SUFFIXES, DatasetOptions, find_cases
 from ..geometry import Grid
 from ..resample import CropBox, extract_crop
 from ..volume import read_volume
+from .bending import drawn, wider
 from .sample import Dice, Sample
 from .synthetic import degrade, render
 from .targets import MIN_VOXELS
@@ -34,6 +35,8 @@ SUPERVOXEL_LEVELS = (0.02, 0.06, 0.15)
 """Watershed depths as fractions of the range of gradient magnitudes: small, middling and large supervoxels."""
 TISSUE_THRESHOLDS = (2, 3, 4)
 """Numbers of thresholds that part a scan into tissues, from coarse to fine."""
+BEND_CHANCE, BEND_CHANCE_OF_LABELS = 0.4, 0.8
+"""How often a crop of a scan, and one of a label map without a scan, is bent."""
 
 
 @dataclass
@@ -100,8 +103,14 @@ class LabelledScans:
         voxels, anatomies = self.scans[dice.integer(0, len(self.scans) - 1)]
         anatomy = anatomies[dice.integer(0, len(anatomies) - 1)]
         box = anatomy.draw_box(size, dice)
+        bending = drawn(size, dice, BEND_CHANCE)
+        if bending is not None:
+            box = replace(box, size=wider(size))
         image, inside = extract_crop(voxels, anatomy.grid, box)
         labels = torch.from_numpy(crop_labels(anatomy.labels_zyx, anatomy.grid, box))
+        if bending is not None:
+            image, inside, labels = (part.to(dice.device) for part in (image, inside, labels))
+            image, inside, labels = bending.image(image, inside), bending.mask(inside), bending.labels(labels)
         low, high = image[inside].min() if inside.any() else 0.0, image.max()
         image = (image - low) / max(float(high - low), 1e-6)
         if dice.chance(0.3):
@@ -117,7 +126,13 @@ class SynthesisedLabelMaps:
 
     def draw(self, size: int, dice: Dice) -> Sample:
         anatomy = self.anatomies[dice.integer(0, len(self.anatomies) - 1)]
-        labels = crop_labels(anatomy.labels_zyx, anatomy.grid, anatomy.draw_box(size, dice))
+        box = anatomy.draw_box(size, dice)
+        bending = drawn(size, dice, BEND_CHANCE_OF_LABELS)
+        if bending is not None:
+            box = replace(box, size=wider(size))
+        labels = crop_labels(anatomy.labels_zyx, anatomy.grid, box)
+        if bending is not None:
+            labels = bending.labels(torch.from_numpy(labels).to(dice.device)).cpu().numpy()
         present, compact = np.unique(labels, return_inverse=True)
         compact = compact.reshape(labels.shape) + (1 if present[0] > 0 else 0)
         labels_ZYX = torch.from_numpy(compact).to(dice.device)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..geometry import bounding_box, box_slices
 from .sample import Dice, Sample
 
 MIN_VOXELS = 24
@@ -135,12 +136,14 @@ class ClickSimulator:
     def _voxel(self, error_zyx: np.ndarray, dice: Dice) -> np.ndarray:
         """A voxel of the error; in the first style one deep inside, since users do not hit the very centre."""
         style = dice.pick(self.styles)
-        depth = edt.edt(error_zyx, black_border=True)
+        low, high = bounding_box(error_zyx)  # type: ignore[misc]
+        error = np.ascontiguousarray(error_zyx[box_slices((low, high))])
+        depth = edt.edt(error, black_border=True)
         if style == 0:
             candidates = np.argwhere(depth >= dice.uniform(0.6, 1.0) * depth.max())
         else:
-            candidates = np.argwhere(error_zyx if style == 1 else (depth > 0) & (depth <= 1))
-        return candidates[dice.integer(0, len(candidates) - 1)]
+            candidates = np.argwhere(error if style == 1 else (depth > 0) & (depth <= 1))
+        return candidates[dice.integer(0, len(candidates) - 1)] + np.array(low)
 
     def clicked_error(self) -> Tensor:
         """The connected piece of the error that the newest click lies in, (B, 1, z, y, x) bool; empty without one."""
@@ -148,8 +151,10 @@ class ClickSimulator:
         for piece, found in zip(pieces, self._errors):
             if found is not None:
                 error, index = found
-                parts = cc3d.connected_components(error, connectivity=6)
-                piece[...] = parts == parts[index]
+                box = bounding_box(error)
+                assert box is not None  # the click lies in it
+                parts = cc3d.connected_components(np.ascontiguousarray(error[box_slices(box)]), connectivity=6)
+                piece[box_slices(box)] = parts == parts[tuple(np.subtract(index, box[0]))]
         return torch.from_numpy(pieces[:, None]).to(self.device)
 
     @property
