@@ -289,7 +289,7 @@ class Segmenter:
             return self._caller.decode(embedding, points, labels, prior)
 
     def _points_in(self, view: CropBox, prompts: Prompts) -> Tuple[Tensor, Tensor]:
-        """The prompts that lie in a view: (N, 3) crop voxels, (N,) labels."""
+        """The prompts that lie in a view: (N, 3) crop voxels, (N,) labels; padding last if the newest does not."""
         points, labels = prompts.points_zyx, np.asarray(prompts.labels)
         if not (self.model.takes_boxes and POSITIVE in labels):
             points, labels = _with_middles(points, labels)
@@ -297,7 +297,9 @@ class Segmenter:
         in_view = np.all((crop_points >= -0.5) & (crop_points <= view.size - 0.5), axis=1)
         is_corner = (labels == BOX_LOWER) | (labels == BOX_UPPER)
         in_view = in_view | is_corner if self.model.takes_boxes else in_view & ~is_corner
-        crop_points, labels = crop_points[in_view], labels[in_view]
+        crop_points, labels, newest_seen = crop_points[in_view], labels[in_view], bool(in_view[-1])
+        if self.model.ignores_padding and not newest_seen:
+            crop_points, labels = np.pad(crop_points, ((0, 1), (0, 0))), np.append(labels, -1)
         points_N3 = torch.from_numpy(np.ascontiguousarray(crop_points, dtype=np.float32))
         return points_N3, torch.from_numpy(labels.astype(np.int64))
 

@@ -20,6 +20,7 @@ from famsam.model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE, b
 from famsam.segmenter import Prompts, Segmenter, SegmenterOptions
 from famsam.views import ViewOptions
 from famsam.volume import Volume
+from tiny_models import tiny_model
 from torch import Tensor
 
 
@@ -462,6 +463,16 @@ def test_a_box_alone_comes_with_a_click_in_its_middle():
     np.testing.assert_allclose(points[2].numpy(), middle, atol=1e-4)
     clicked = Prompts(np.concatenate([corners, [(12, 13, 15)]]), (BOX_LOWER, BOX_UPPER, POSITIVE))
     assert segmenter._points_in(view, clicked)[1].tolist() == [BOX_LOWER, BOX_UPPER, POSITIVE]
+
+
+def test_padding_stands_for_a_newest_click_that_a_view_does_not_show():
+    segmenter = Segmenter(tiny_model("famsam"), scan_of(np.zeros((40, 40, 400), bool), (1.0, 1.0, 1.0)))
+    view = segmenter.chooser.around(np.array([20.0, 20, 20]), 1.0, (20, 20, 20))
+    clicks = np.array([(10.0, 12, 14), (20.0, 22, 390)])
+    points, labels = segmenter._points_in(view, Prompts(clicks, (POSITIVE, NEGATIVE)))
+    assert labels.tolist() == [POSITIVE, -1] and len(points) == 2
+    points, labels = segmenter._points_in(view, Prompts(clicks[::-1], (NEGATIVE, POSITIVE)))
+    assert labels.tolist() == [POSITIVE] and len(points) == 1
 
 
 def test_a_model_without_boxes_gets_a_click_in_the_middle():

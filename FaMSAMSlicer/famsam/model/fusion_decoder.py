@@ -165,13 +165,12 @@ class FusionDecoder(nn.Module):
         folded, fine_maps = self.fold(maps2).split([FOLDED_MAPS, self.fold.out_channels - FOLDED_MAPS], dim=1)
         points4 = points_BN3 / 4 - 0.375
         clicks_KBN = torch.stack(prompt_maps.point_masks(labels_BN))
-        paths_VKB = self._geodesic_distances(given, points4, clicks_KBN)
+        newest_KBN = torch.stack(prompt_maps.point_masks(only_newest(labels_BN))) if self.newest else None
+        paths_VKB, newest_paths_KB = self._geodesic_distances(given, points4, clicks_KBN, newest_KBN)
         geodesic = [prompt_maps.faded(path_KB / scale) for path_KB, (_, scale) in zip(paths_VKB, self.costs)]
         spread = [geodesic[0], self._similarity_maps(given.similarity, points4, clicks_KBN), *geodesic[1:]]
-        if self.newest:
-            newest_KBN = torch.stack(prompt_maps.point_masks(only_newest(labels_BN)))
-            nearest = self._geodesic_distances(given, points4, newest_KBN)[0]
-            spread.append(prompt_maps.faded(nearest / self.costs[0][1]))
+        if newest_paths_KB is not None:
+            spread.append(prompt_maps.faded(newest_paths_KB / self.costs[0][1]))
         if len(self.costs) > 1:
             size = tuple(given.similarity.shape[2:])
             near = [prompt_maps.distance_map(points4, clicks_BN, size, DISTANCE_REACH) for clicks_BN in clicks_KBN]
@@ -198,12 +197,22 @@ class FusionDecoder(nn.Module):
         pooled = _foreground_means((fine, x8, x16), folded_logits[:, :8])
         return _unfold(folded_logits[:, 8 * start :]), self.quality(pooled).sigmoid()[:, chosen]
 
-    def _geodesic_distances(self, given: DecoderInput, points_BN3: Tensor, chosen_KBN: Tensor) -> Tensor:
-        """``prompt_maps.geodesic_distance``; for one crop on a CPU, what its next click needs is kept."""
+    def _geodesic_distances(
+        self, given: DecoderInput, points_BN3: Tensor, chosen_KBN: Tensor, newest_KBN: Optional[Tensor]
+    ) -> Tuple[Tensor, Optional[Tensor]]:
+        """``prompt_maps.geodesic_distance`` from the chosen clicks, and of the first kind from the newest click.
+
+        For one crop on a CPU, what its next click needs is kept.
+        """
         costs_VB3zyx = given.path_costs4.transpose(0, 1)
+        newest: Optional[Tensor] = None
         if not self.remembers or len(points_BN3) > 1 or points_BN3.is_cuda or torch.is_grad_enabled():
-            return prompt_maps.geodesic_distance(costs_VB3zyx, points_BN3, chosen_KBN)
-        return given.paths.distance(costs_VB3zyx, points_BN3, chosen_KBN)
+            if newest_KBN is not None:
+                newest = prompt_maps.geodesic_distance(costs_VB3zyx[:1], points_BN3, newest_KBN)[0]
+            return prompt_maps.geodesic_distance(costs_VB3zyx, points_BN3, chosen_KBN), newest
+        if newest_KBN is not None:  # first, since the paths of all clicks go on from its
+            newest = given.paths.distance(costs_VB3zyx, points_BN3, newest_KBN)[0]
+        return given.paths.distance(costs_VB3zyx, points_BN3, chosen_KBN), newest
 
     def _maps_stride2(
         self, smooth2_BZYX: Tensor, points_BN3: Tensor, labels_BN: Tensor, mask_logits_B1zyx: Optional[Tensor]

@@ -204,6 +204,9 @@ class PathMemory:
         for which_BN in chosen_KBN.tolist():
             choice = frozenset(voxel for voxel, chosen in zip(voxels, which_BN[0]) if chosen)
             part, known = self._most_of(choice)
+            rest, known_too = self._most_of(choice - part)
+            if choice != part and rest == choice - part and known is not None and known_too is not None:
+                part, known = choice, self._keep(choice, torch.minimum(known, known_too))
             if choice != part:
                 open_to.append((len(distances), choice, [[voxel in choice - part for voxel in voxels]]))
             distances.append(known)

@@ -428,3 +428,29 @@ def test_a_residual_decoder_keeps_what_it_does_not_change():
     first, _ = model.decode_raw(embedding, points, labels)
     assert not first.any()
     assert small_model().decoder.kept_share is None, "files of before hold no such share"
+
+
+def test_only_a_decoder_that_is_told_the_newest_click_depends_on_the_order():
+    points = torch.tensor([[[8.0, 9, 10], [20, 21, 22], [5, 25, 14]]])
+    labels = torch.tensor([[1, 1, 0]])
+    order = [1, 2, 0]
+    for newest in (False, True):
+        model = small_model(dataclasses.replace(SMALL, newest=newest))
+        embedding = model.encode(random_crop())
+        logits, _ = model.decode_raw(embedding, points, labels)
+        turned, _ = model.decode_raw(embedding, points[:, order], labels[:, order])
+        assert torch.allclose(logits, turned, atol=1e-4) != newest
+        before = torch.cat([torch.zeros(1, 2, 3), points], dim=1), torch.tensor([[-1, -1, 1, 1, 0]])
+        torch.testing.assert_close(model.decode_raw(embedding, *before)[0], logits)
+
+
+def test_the_newest_clicks_paths_are_the_same_from_memory():
+    model = small_model(dataclasses.replace(SMALL, newest=True))
+    points = torch.tensor([[[8.0, 9, 10], [20, 21, 22], [5, 25, 14]]])
+    labels = torch.tensor([[1, 0, 1]])
+    with torch.inference_mode():
+        embedding = model.encode(random_crop())
+        remembered = [model.decode_raw(embedding, points[:, :n], labels[:, :n])[0] for n in (1, 2, 3)]
+        model.decoder.remembers = False
+        for n, logits in zip((1, 2, 3), remembered):
+            assert torch.equal(model.decode_raw(embedding, points[:, :n], labels[:, :n])[0], logits)

@@ -13,7 +13,7 @@ from famsam.model.famsam import Famsam, FamsamConfig
 from famsam.model.sam_config import FASTSAM3D, SAM_MED3D
 from famsam.training.config import TrainConfig, config_of_run, config_to_dict, read_config
 from famsam.training.learner import training_loss, validation_scores
-from famsam.training.pool import CropPool
+from famsam.training.pool import CropPool, _turned
 from famsam.training.prompting import expand
 from famsam.training.sample import Dice, Sample
 from famsam.training.trainer import MixedSource, Trainer, read_log, synthetic_source
@@ -322,6 +322,18 @@ def test_the_pool_serves_crops_with_their_own_targets():
     for n, target in enumerate(targets):
         overlap = (bright[n // 2] * target).sum() / target.sum()
         assert overlap > 0.6, "turned together"
+
+
+@pytest.mark.parametrize("turn_chance, ways", [(0.0, 2), (1.0, 48)])
+def test_crops_keep_their_orientation_unless_they_are_to_be_turned(turn_chance, ways):
+    """Left and right apart: a body may be mirrored, but does not stand on its head."""
+    crop = torch.arange(27.0).view(1, 3, 3, 3)
+    turned = [_turned(crop, crop[None], Dice(seed, CPU), turn_chance) for seed in range(600)]
+    assert all(torch.equal(one, same[0]) for one, same in turned)
+    found = {tuple(one.flatten().tolist()) for one, _ in turned}
+    assert len(found) == ways
+    if ways == 2:
+        assert found == {tuple(crop.flatten().tolist()), tuple(crop.flip(3).flatten().tolist())}
 
 
 def test_the_pool_renews_itself_at_the_asked_rate():
