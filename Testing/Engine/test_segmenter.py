@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from famsam.compact_mask import CompactMask
 from famsam.geometry import Grid
 from famsam.model.base import Embedding, PromptableModel
+from famsam.model.famsam import Famsam
 from famsam.model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE, box_map, gather_points, point_masks
 from famsam.segmenter import Prompts, Segmenter, SegmenterOptions
 from famsam.views import ViewOptions
 from famsam.volume import Volume
-from tiny_models import tiny_model
 from torch import Tensor
 
 
@@ -466,7 +466,7 @@ def test_a_box_alone_comes_with_a_click_in_its_middle():
 
 
 def test_padding_stands_for_a_newest_click_that_a_view_does_not_show():
-    segmenter = Segmenter(tiny_model("famsam"), scan_of(np.zeros((40, 40, 400), bool), (1.0, 1.0, 1.0)))
+    segmenter = Segmenter(Famsam().eval(), scan_of(np.zeros((40, 40, 400), bool), (1.0, 1.0, 1.0)))
     view = segmenter.chooser.around(np.array([20.0, 20, 20]), 1.0, (20, 20, 20))
     clicks = np.array([(10.0, 12, 14), (20.0, 22, 390)])
     points, labels = segmenter._points_in(view, Prompts(clicks, (POSITIVE, NEGATIVE)))
