@@ -153,20 +153,43 @@ class Segmenter:
         """The view to go by, its logits and predicted IoU.
 
         A structure seen for the first time is scouted in small crops, an eighth of the work each, where the model takes
-        them; what they led to is then looked at in full. If that loses what the scout saw, it looks again with that as
-        the previous logits, and the most trusted of the three counts.
+        them; what they led to is then looked at in full, or at once through the closer tile that shows it whole. If a
+        full look loses what the scout saw, it looks again with that as the previous logits, and the most trusted of the
+        three counts.
         """
         views = self._start_views(prompts, previous)
         size = self.model.crop_size
         if len(views) > 1 and self.model.scout_size is not None:
             view, seen, trust = yield from self._followed(views, prompts, previous, self.model.scout_size)
+            scouted = F.interpolate(seen, size=(self.model.mask_size,) * 3, mode="trilinear")
+            closer = yield from self._in_one_tile(view, scouted, trust, prompts)
+            if closer is not None:
+                return closer
             logits, quality = yield from self._look(view, prompts, previous, size)
             if quality < self.options.scout_trust * trust:
-                scouted = F.interpolate(seen, size=logits.shape[2:], mode="trilinear")
                 again = self.decode(self.embedding(view), view, prompts, scouted.clamp(-6, 6))
                 logits, quality = max((logits, quality), (scouted, trust), again, key=lambda found: found[1])
             return view, logits, quality
         return (yield from self._followed(views, prompts, previous, size))
+
+    def _in_one_tile(
+        self, view: CropBox, scouted: Tensor, trust: float, prompts: Prompts
+    ) -> Generator[None, None, Optional[Tuple[CropBox, Tensor, float]]]:
+        """The tile that shows what was scouted in a coarse view, its logits and predicted IoU; None if one will not do.
+
+        Args:
+            scouted, trust: logits (1, 1, n, n, n) and predicted IoU of the scouting.
+        """
+        tiling = self._tiling(view, scouted)
+        if tiling is None or len(tiling.origins) != 1:
+            return None
+        tile = tiling.view_of(tiling.origins[0], self.grid)
+        embedding = yield from self._encoded(tile)
+        logits, quality = self.decode(embedding, tile, prompts, tiling.prior(tiling.origins[0]))
+        lost = quality < self.options.scout_trust * trust or not bool((logits > 0).any())
+        if lost or self._better_view(tile, logits, prompts.points_zyx[-1]) is not None:
+            return None
+        return tile, logits, quality
 
     def _followed(
         self, views: Sequence[CropBox], prompts: Prompts, previous: Prediction, size: int
@@ -310,19 +333,25 @@ class Segmenter:
 
         Also the tile and its logits where one was enough.
         """
-        options = self.options
-        if self.model.spacing_mm is not None:
+        tiling = self._tiling(view, logits)
+        if tiling is None:
             return logits, None
-        factor = min(4, round(view.spacing_mm / max(options.views.first_spacing_mm, self.chooser.finest_mm)))
-        if factor < 2 or view.spacing_mm < options.refine_above * options.views.first_spacing_mm:
-            return logits, None
-        tiling = Tiling(view, logits, factor, options.most_tiles)
         for origin in tiling.origins:
             tile = tiling.view_of(origin, self.grid)
             embedding = yield from self._encoded(tile)
             part, _ = self.decode(embedding, tile, prompts, tiling.prior(origin))
             tiling.add(origin, part)
         return tiling.blended(), (tile, part) if len(tiling.origins) == 1 else None
+
+    def _tiling(self, view: CropBox, logits: Tensor) -> Optional[Tiling]:
+        """The tiles that refine a coarse view; None if the view is fine enough, or the model sees at one spacing only."""
+        options = self.options
+        if self.model.spacing_mm is not None:
+            return None
+        factor = min(4, round(view.spacing_mm / max(options.views.first_spacing_mm, self.chooser.finest_mm)))
+        if factor < 2 or view.spacing_mm < options.refine_above * options.views.first_spacing_mm:
+            return None
+        return Tiling(view, logits, factor, options.most_tiles)
 
     def own_pieces(
         self, logits: Tensor, view: CropBox, prompts: Prompts, before: CompactMask, base: CompactMask

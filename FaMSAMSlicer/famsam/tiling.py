@@ -6,7 +6,8 @@ Shape legend: n logits along each edge of a view; Z Y X on a grid a factor as fi
 from __future__ import annotations
 
 import math
-from typing import Sequence, Tuple
+from functools import cached_property
+from typing import Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from .geometry import Grid
 from .resample import CropBox
 
 Index3 = Tuple[int, int, int]
+Corner = Union[Sequence[int], NDArray[np.int_]]
 
 
 class Tiling:
@@ -33,14 +35,25 @@ class Tiling:
     """
 
     def __init__(self, view: CropBox, logits: Tensor, factor: int, most: int) -> None:
-        self._view, self._factor, self._n = view, factor, logits.shape[-1]
+        self._view, self._logits, self._factor, self._n = view, logits, factor, logits.shape[-1]
         self.origins = tiles((logits[0, 0] > 0).numpy(), factor, most, size=self._n)
-        self._whole = F.interpolate(logits, scale_factor=float(factor), mode="trilinear") if self.origins else logits
-        if self.origins:  # what the tiles cover together, between these corners
-            self._low, high = np.min(self.origins, axis=0), np.max(self.origins, axis=0) + self._n
-            self._total = self._whole[_cube(self._low, high - self._low)] * 1e-3
-            self._weight = torch.full_like(self._total, 1e-3)
-            self._taper = _taper(self._n)
+
+    @cached_property
+    def _whole(self) -> Tensor:
+        """The coarse logits on the fine grid."""
+        return F.interpolate(self._logits, scale_factor=float(self._factor), mode="trilinear")
+
+    @cached_property
+    def _low(self) -> NDArray[np.int_]:
+        """The lowest corner of what the tiles cover together."""
+        return np.min(self.origins, axis=0)
+
+    @cached_property
+    def _sums(self) -> Tuple[Tensor, Tensor]:
+        """Of what the tiles cover together: logits times weights, and weights."""
+        size = np.max(self.origins, axis=0) + self._n - self._low
+        total = self._whole[_cube(self._low, size)] * 1e-3
+        return total, torch.full_like(total, 1e-3)
 
     def view_of(self, origin_ZYX: Index3, grid: Grid) -> CropBox:
         """The view that sees a tile."""
@@ -56,13 +69,16 @@ class Tiling:
     def add(self, origin_ZYX: Index3, logits: Tensor) -> None:
         """A tile's own logits."""
         where = _cube(np.array(origin_ZYX) - self._low, (self._n,) * 3)
-        self._total[where] += self._taper * logits
-        self._weight[where] += self._taper
+        taper = _taper(self._n)
+        for total, part in zip(self._sums, (taper * logits, taper)):
+            total[where] += part
 
     def blended(self) -> Tensor:
         """The coarse logits with all tiles in their places, (1, 1, Z, Y, X); as they were if there are none."""
-        if self.origins:
-            self._whole[_cube(self._low, self._total.shape[2:])] = self._total / self._weight
+        if not self.origins:
+            return self._logits
+        total, weight = self._sums
+        self._whole[_cube(self._low, total.shape[2:])] = total / weight
         return self._whole
 
 
@@ -110,6 +126,6 @@ def _taper(n: int) -> Tensor:
     return (line[:, None, None] * line[None, :, None] * line[None, None, :])[None, None]
 
 
-def _cube(origin_zyx: Sequence[int], size_zyx: Sequence[int]) -> Tuple[slice, ...]:
+def _cube(origin_zyx: Corner, size_zyx: Corner) -> Tuple[slice, ...]:
     """A part of a (1, 1, z, y, x) tensor."""
     return (slice(None), slice(None), *(slice(int(o), int(o) + int(n)) for o, n in zip(origin_zyx, size_zyx)))
