@@ -344,7 +344,7 @@ class Segmenter:
         return tiling.blended(), (tile, part) if len(tiling.origins) == 1 else None
 
     def _tiling(self, view: CropBox, logits: Tensor) -> Optional[Tiling]:
-        """The tiles that refine a coarse view; None if the view is fine enough, or the model sees at one spacing only."""
+        """The tiles that refine a coarse view; None if it is fine enough, or if the model sees at one spacing only."""
         options = self.options
         if self.model.spacing_mm is not None:
             return None
