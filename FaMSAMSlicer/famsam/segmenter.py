@@ -45,6 +45,8 @@ class SegmenterOptions:
     """A structure that a first look shows whole, with at least this predicted IoU, needs no others."""
     wider_trust: float = 0.8
     """A wider view is taken if its predicted IoU is at least this share of the narrower one's."""
+    closer_trust: float = 0.8
+    """A closer view is taken if its predicted IoU is at least this share of the wider one's."""
     scout_trust: float = 0.5
     """A full look with less than this share of the predicted IoU that a small crop of the same view had is doubted."""
     refine_above: float = 1.3
@@ -196,8 +198,8 @@ class Segmenter:
     ) -> Generator[None, None, Tuple[CropBox, Tensor, float]]:
         """Of several views the first that will do, else the one that the model trusts most, followed to a better one.
 
-        If the structure goes on behind a face of the view, the view widens, unless that costs much trust; a closer view
-        must not cost any.
+        If the structure goes on behind a face of the view, the view widens; if it is small in it, the view closes in;
+        neither if that costs much trust.
 
         Returns:
             the view, its logits and predicted IoU, from a crop of ``size`` voxels an edge.
@@ -218,7 +220,7 @@ class Segmenter:
             wider = better.spacing_mm >= best.spacing_mm
             if better not in looks:
                 looks[better] = yield from self._look(better, prompts, previous, size)
-            if looks[better][1] < looks[best][1] * (options.wider_trust if wider else 1.0):
+            if looks[better][1] < looks[best][1] * (options.wider_trust if wider else options.closer_trust):
                 break
             best = better
             followed.add(best)
