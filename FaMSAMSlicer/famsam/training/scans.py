@@ -108,11 +108,11 @@ class LabelledScans:
             box = replace(box, size=wider(size))
         image, inside = extract_crop(voxels, anatomy.grid, box)
         labels = torch.from_numpy(crop_labels(anatomy.labels_zyx, anatomy.grid, box))
+        low, high = image[inside].min() if inside.any() else 0.0, image.max()
+        image = (image - low) / max(float(high - low), 1e-6)
         if bending is not None:
             image, inside, labels = (part.to(dice.device) for part in (image, inside, labels))
             image, inside, labels = bending.image(image, inside), bending.mask(inside), bending.labels(labels)
-        low, high = image[inside].min() if inside.any() else 0.0, image.max()
-        image = (image - low) / max(float(high - low), 1e-6)
         if dice.chance(0.3):
             image = degrade(image.to(dice.device), dice)
         return Sample(image.to(dice.device), inside.to(dice.device), labels.to(dice.device))
