@@ -269,6 +269,40 @@ def test_what_one_tile_shows_whole_is_looked_at_through_it_from_then_on(monkeypa
     assert dice(beyond.mask.dense(), truth) > 0.95, "and a click beyond it is still seen"
 
 
+@pytest.mark.parametrize("trust, looks", [(0.9, []), (0.1, [(128, 3.0), (128, 1.5)])])
+def test_what_one_tile_shows_whole_needs_no_full_look_from_afar(monkeypatch, trust, looks):
+    """Unless the tile loses what the scout saw: then it is looked at in full, as everything else."""
+    size, spacing = (110, 110, 110), (3.0, 3.0, 3.0)
+    truth = ball(mm_of(size, spacing), (160, 170, 150), 55)
+    options = SegmenterOptions(ViewOptions(first_factors=(2.0, 1.0)))
+    segmenter = Segmenter(ThresholdModel(scout_size=64), scan_of(truth, spacing), options)
+    seen, decode = [], segmenter.decode
+
+    def doubting(embedding, view, *rest):
+        seen.append((view.size, round(view.spacing_mm, 3)))
+        logits, quality = decode(embedding, view, *rest)
+        return logits, trust if view.spacing_mm == pytest.approx(1.5) else quality
+
+    monkeypatch.setattr(segmenter, "decode", doubting)
+    first = run(segmenter, [(53, 56, 50)])[-1]
+    assert seen == [(64, 6.0), (128, 1.5), *looks]
+    assert first.view.spacing_mm == pytest.approx(1.5) and dice(first.mask.dense(), truth) > 0.95
+
+
+@pytest.mark.parametrize("share, closer", [(0.85, True), (0.75, False)])
+def test_a_closer_view_may_cost_a_little_trust(monkeypatch, share, closer):
+    size, spacing = (100, 100, 100), (1.0, 1.0, 1.0)
+    truth = ball(mm_of(size, spacing), (50, 50, 50), 9)
+    options = SegmenterOptions(ViewOptions(first_factors=(1.0,)))
+    segmenter = Segmenter(ThresholdModel(), scan_of(truth, spacing), options)
+    wide, decode = segmenter.chooser.first((50, 50, 50))[0], segmenter.decode
+    monkeypatch.setattr(
+        segmenter, "decode", lambda e, view, *rest: (decode(e, view, *rest)[0], 0.8 if view == wide else 0.8 * share)
+    )
+    view = run(segmenter, [(50, 50, 50)])[-1].view
+    assert (view.spacing_mm < wide.spacing_mm) == closer and (view == wide) != closer
+
+
 def test_refinement_is_worth_its_tiles():
     size, spacing = (180, 110, 100), (2.0, 2.0, 2.0)
     truth = vessel(mm_of(size, spacing), radius_mm=6.0)
