@@ -45,8 +45,6 @@ class SegmenterOptions:
     """A structure that a first look shows whole, with at least this predicted IoU, needs no others."""
     wider_trust: float = 0.8
     """A wider view is taken if its predicted IoU is at least this share of the narrower one's."""
-    tied_trust: float = 0.95
-    """Of several first views with at least this share of the best one's predicted IoU, the widest counts."""
     closer_trust: float = 0.8
     """A closer view is taken if its predicted IoU is at least this share of the wider one's."""
     scout_trust: float = 0.5
@@ -198,7 +196,7 @@ class Segmenter:
     def _followed(
         self, views: Sequence[CropBox], prompts: Prompts, previous: Prediction, size: int
     ) -> Generator[None, None, Tuple[CropBox, Tensor, float]]:
-        """Of several views the first that will do, else one that the model trusts most, followed to a better one.
+        """Of several views the first that will do, else the one that the model trusts most, followed to a better one.
 
         If the structure goes on behind a face of the view, the view widens; if it is small in it, the view closes in;
         neither if that costs much trust.
@@ -213,8 +211,7 @@ class Segmenter:
             if len(views) > 1 and quality >= options.enough_trust and self._better_view(best, logits, newest) is None:
                 break
         else:
-            least = options.tied_trust * max(quality for _, quality in looks.values())
-            best = max((view for view in looks if looks[view][1] >= least), key=lambda view: view.spacing_mm)
+            best = max(looks, key=lambda view: looks[view][1])
         followed = {best}
         while len(followed) < options.looks:
             better = self._better_view(best, looks[best][0], newest)
