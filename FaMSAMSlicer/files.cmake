@@ -117,6 +117,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/training/__init__.py
   famsam/training/artefacts.py
   famsam/training/bending.py
+  famsam/training/clicks_at_once.py
   famsam/training/command.py
   famsam/training/compare.py
   famsam/training/config.py

@@ -73,6 +73,8 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--optimiser", choices=("adamw", "muon"))
     parser.add_argument("--precision", choices=("bf16", "fp32"))
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw the crops, where a GPU "
+                        "would wait for them; see also ahead in the configuration")
     _add_machine_arguments(parser)
 
 
@@ -105,10 +107,12 @@ def train(args: argparse.Namespace) -> Answer:
 
     device = team.join(_machine(args))
     config, model_config = read_config(args.config) if args.config else config_of_run(args.run_directory)
-    trainer = Trainer(args.run_directory, _source(args), _chosen(config, args), model_config, device, args.start)
+    config = _chosen(config, args)
+    trainer = Trainer(args.run_directory, _source(args), config, model_config, device, args.start, args.workers)
     try:
         return _run(trainer, args, learning_curve)
     finally:
+        trainer.pool.close()
         team.leave()
 
 
@@ -135,10 +139,12 @@ def distill(args: argparse.Namespace) -> Answer:
         student = default_config(args.student)
     chosen = {"teacher": args.teacher and str(args.teacher), "layer_fraction": args.layer_fraction}
     how = replace(how, **{name: value for name, value in chosen.items() if value is not None})
-    distiller = Distiller(args.run_directory, _source(args), how, _chosen(config, args), student, device)
+    config = _chosen(config, args)
+    distiller = Distiller(args.run_directory, _source(args), how, config, student, device, args.workers)
     try:
         return _run(distiller, args, distillation_curve)
     finally:
+        distiller.pool.close()
         team.leave()
 
 

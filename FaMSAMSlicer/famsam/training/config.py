@@ -27,7 +27,9 @@ class TrainConfig:
     """(until this fraction of the run, edge of the crops in voxels, crops a step): cheap small crops first. Entries of
     the same fraction share that part of the run: each of its steps draws one of them, with equal chances."""
     targets: int = 3
-    """Structures clicked on in each crop."""
+    """Structures clicked on in each crop whenever it is served."""
+    kept_targets: int = 3
+    """Structures that are kept of each crop; ``targets`` of them are drawn whenever it is served."""
     round_weights: Tuple[float, ...] = (0.2, 0.2, 0.2, 0.15, 0.15, 0.1)
     """Chance of 1, 2, 3, ... rounds of clicks in a step."""
     box_chance: float = 0.1
@@ -63,6 +65,12 @@ class TrainConfig:
     """Crops kept ready; a step replaces ``fresh`` of them, so that one crop serves several steps."""
     fresh: float = 1.0
     """New crops a step (a fraction: one every so many steps) at the first of ``sizes``; fewer of larger ones."""
+    ahead: int = 0
+    """The newest so many crops of each size are not served yet: worker processes have the time to draw them."""
+    minutes: float = 0.0
+    """A budget of training time (0: none): the run ends with it, if not with the last of its steps, and what is told as
+    a share of the run (``sizes``, ``decay_fraction``) is one of that which is used up first. Such a run cannot be
+    repeated to the last digit."""
     precision: str = "bf16"
     """"bf16" or "fp32"."""
     recompute: bool = False
@@ -80,7 +88,7 @@ class TrainConfig:
         if self.precision not in ("bf16", "fp32"):
             raise ConfigError(f'precision must be "bf16" or "fp32", got {self.precision!r}.')
         intervals = ("warmup_steps", "validate_every", "checkpoint_every")
-        for name in ("steps", "targets", "pool", "validation_batches", *intervals):
+        for name in ("steps", "targets", "kept_targets", "pool", "validation_batches", *intervals):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.fresh <= 0 or not 0 <= self.decay_fraction <= 1 or not 0 <= self.ema < 1:
@@ -88,6 +96,8 @@ class TrainConfig:
                 "fresh must be above 0, decay_fraction within 0..1 and ema from 0 to below 1, got "
                 f"{self.fresh}, {self.decay_fraction} and {self.ema}."
             )
+        if self.ahead < 0 or self.minutes < 0:
+            raise ConfigError(f"ahead and minutes must be at least 0, got {self.ahead} and {self.minutes}.")
         for name in ("round_weights", "click_styles"):
             chances = getattr(self, name)
             if not chances or min(chances) < 0 or sum(chances) <= 0:
@@ -103,9 +113,13 @@ class TrainConfig:
                 f"{self.sizes}."
             )
 
-    def sizes_at(self, step: int) -> List[Tuple[int, int]]:
-        """(edge of the crops in voxels, crops a step) that a step of the run draws from."""
-        end = min(until for until, _, _ in self.sizes if step < until * self.steps)
+    def done(self, step: int, seconds: float) -> float:
+        """Share of the run that is behind it after so many steps and seconds of training; 1 and more at its end."""
+        return max(step / self.steps, seconds / (60 * self.minutes) if self.minutes else 0.0)
+
+    def sizes_at(self, done: float) -> List[Tuple[int, int]]:
+        """(edge of the crops in voxels, crops a step) that a step draws from after a share of the run."""
+        end = min(until for until, _, _ in self.sizes if done < until)
         return [(size, count) for until, size, count in self.sizes if until == end]
 
 

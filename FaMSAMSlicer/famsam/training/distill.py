@@ -254,6 +254,7 @@ class Distiller(Trainer):
         config: Optional[TrainConfig] = None,
         student: Any = None,
         device: Optional[torch.device] = None,
+        workers: int = 0,
     ) -> None:
         if not distill.teacher:
             raise ConfigError("A distillation needs the teacher's weights file, got none.")
@@ -261,7 +262,7 @@ class Distiller(Trainer):
         self.teacher = load_model(distill.teacher, str(device or "cpu"), "fp32", paused_share=0.0)
         if student is None and not (Path(directory) / CONFIG_NAME).exists():
             student = student_of(self.teacher.config)
-        super().__init__(directory, source, config, student, device)
+        super().__init__(directory, source, config, student, device, workers=workers)
 
     def _make_learner(self) -> Learner:
         for _, size, _ in self.config.sizes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from ..model import prompt_maps
 from ..model.base import Embedding, PromptableModel
 from ..runtime import autocast
 from . import prompting
+from .clicks_at_once import ClicksAtOnce
 from .config import TrainConfig
 from .losses import clicked_loss, mask_loss, prompt_loss, true_iou
 from .sample import Dice
@@ -27,6 +28,13 @@ RoundLoss = Callable[[Decoded, Tuple[Tensor, Tensor, Optional[Tensor]], bool], T
 def maybe_recomputed(function: Callable[..., Any], recompute: bool) -> Callable[..., Any]:
     """``function``, or one whose inner activations are computed anew in the backward pass (Chen et al. 2016)."""
     return partial(checkpoint, function, use_reentrant=False) if recompute else function
+
+
+def simulated_clicks(
+    targets_B1zyx: Tensor, dice: Dice, styles: Sequence[float] = (1.0, 0.0, 0.0)
+) -> Union[ClickSimulator, ClicksAtOnce]:
+    """Where the targets lie decides how clicks on them are found; see ``ClickSimulator``."""
+    return (ClicksAtOnce if targets_B1zyx.is_cuda else ClickSimulator)(targets_B1zyx, dice, styles)
 
 
 def rounds_of_clicks(
@@ -46,7 +54,7 @@ def rounds_of_clicks(
     """
     embedding = prompting.expand(embedding, len(targets) // len(embedding.tokens))
     decode = maybe_recomputed(prompting.decode, config.recompute)
-    clicks = ClickSimulator(targets, dice, config.click_styles)
+    clicks = simulated_clicks(targets, dice, config.click_styles)
     previous: Optional[Tensor] = None
     if dice.chance(config.mask_chance):
         previous = corrupted(targets, dice)
@@ -141,7 +149,7 @@ def validation_scores(
     """Mean Dice after each of ``clicks`` clicks on fixed crops; only the first channel of the crops is looked at."""
     totals, count = [0.0] * clicks, 0
     for crops, targets in batches:
-        simulator = ClickSimulator(targets, Dice(1, targets.device))
+        simulator = simulated_clicks(targets, Dice(1, targets.device))
         with autocast(targets.device, config.precision):
             embedding = prompting.expand(prompting.encode(model, crops[:, :1]), len(targets) // len(crops))
             previous: Optional[Tensor] = None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,12 +26,39 @@ MOST_DRAWS = 1000
 """So many crops in a row without a structure to click on mean that the source has none."""
 
 
+Item = Tuple[Tensor, Tensor]
+"""A crop (C, Z, Y, X) and some of its structures (T, 1, z, y, x), both float16."""
+
+
 @dataclass
 class _Shelf:
     """The crops of one size by their numbers, None for one not drawn yet, and the share of the next that is due."""
 
     owed: float = 0.0
-    items: Dict[int, Optional[Tuple[Tensor, Tensor]]] = field(default_factory=dict)
+    items: Dict[int, Union[Item, Future[Any], None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CropMaker:
+    """Draws the crop of a number, always the same one, on a device; what worker processes do."""
+
+    source: Source
+    config: TrainConfig
+    normalise: Normalise
+    seed: int
+
+    def __call__(self, size: int, number: int, device: torch.device) -> Item:
+        dice = Dice(self.seed * 1_000_003 + number, device)
+        for _ in range(MOST_DRAWS):
+            sample = self.source(size, dice)
+            crop = self.normalise(_from_zero(sample)[None, None], sample.inside_ZYX[None, None])[0]
+            drawn = draw_targets(sample, self.config.kept_targets + self.config.targets, dice)
+            kept = [target for target in drawn if _span(target) >= SMALL_SHARE * size or dice.chance(SMALL_CHANCE)]
+            seen = kept[: self.config.kept_targets]
+            targets = [target for target in seen if dice.chance(0.05 + visibility(crop[0], target))]
+            if targets:
+                return crop.to(torch.float16), halve(torch.stack(targets)).to(torch.float16)
+        raise DatasetError(f"Expected structures to click on, found none in {MOST_DRAWS} training crops.")
 
 
 class CropPool:
@@ -36,14 +66,25 @@ class CropPool:
 
     Every crop has a number and is drawn with dice of its own, so that ``state()``, a few numbers, is all that is needed
     to go on with the same crops; they are drawn again when they are wanted. Each size has crops of its own.
+
+    Args:
+        workers: so many processes draw the crops, on the CPU; 0: this one does, on ``device``, when it needs them.
     """
 
     def __init__(
-        self, source: Source, config: TrainConfig, normalise: Normalise, device: torch.device, seed: int
+        self,
+        source: Source,
+        config: TrainConfig,
+        normalise: Normalise,
+        device: torch.device,
+        seed: int,
+        workers: int = 0,
     ) -> None:
-        self.source, self.config, self.normalise, self.device, self.seed = source, config, normalise, device, seed
+        self.maker = CropMaker(source, config, normalise, seed)
+        self.config, self.device = config, device
         self.shelves: Dict[int, _Shelf] = {}
         self.made = 0
+        self.workers = _workers(workers, self.maker) if workers else None
 
     def batch(self, size: int, count: int, dice: Dice) -> Tuple[Tensor, Tensor]:
         """Normalised crops (B, C, Z, Y, X) and targets (B * T, 1, z, y, x) as fractions, T the same for each crop.
@@ -53,18 +94,27 @@ class CropPool:
         least = count * dice.part[1]
         shelf = self.shelves.setdefault(size, _Shelf())
         fresh = self.config.fresh * (self.config.sizes[0][1] / size) ** 2
-        start = max(least, self.config.pool // 8)
+        start = max(least, self.config.pool // 8) + self.config.ahead
         shelf.owed = shelf.owed + fresh if len(shelf.items) >= start else float(start)
         while shelf.owed >= 1:
             shelf.owed -= 1
-            shelf.items[self.made] = None
+            shelf.items[self.made] = self._begun(size, self.made)
             self.made += 1
-        shelf.items = {n: shelf.items[n] for n in sorted(shelf.items)[-max(least, self.config.pool) :]}
-        numbers = list(shelf.items)
+        dropped = sorted(shelf.items)[: -max(least, self.config.pool) - self.config.ahead]
+        for number in dropped:
+            item = shelf.items.pop(number)
+            if isinstance(item, Future):
+                item.cancel()
+        numbers = sorted(shelf.items)
+        ready = numbers[: max(least, len(numbers) - self.config.ahead)]
         own = dice.fork(count)
-        chosen = [self._item(size, numbers[d.integer(0, len(numbers) - 1)]) for d in own]
-        crops, targets = zip(*(_turned(*item, d, self.config.turn_chance) for item, d in zip(chosen, own)))
+        crops, targets = zip(*(self._served(size, ready[d.integer(0, len(ready) - 1)], d) for d in own))
         return torch.stack(crops), torch.cat(targets)
+
+    def close(self) -> None:
+        """Have the worker processes end."""
+        if self.workers is not None:
+            self.workers.shutdown(wait=False, cancel_futures=True)
 
     def state(self) -> Dict[str, Any]:
         """What ``resume`` needs, as plain numbers."""
@@ -75,32 +125,58 @@ class CropPool:
         """Go on where a pool of the same source, configuration and seed stood."""
         self.made = int(state["made"])
         self.shelves = {
-            int(size): _Shelf(float(kept["owed"]), dict.fromkeys(kept["numbers"]))
+            int(size): _Shelf(float(kept["owed"]), {n: self._begun(int(size), n) for n in kept["numbers"]})
             for size, kept in state["shelves"].items()
         }
 
-    def _item(self, size: int, number: int) -> Tuple[Tensor, Tensor]:
+    def _begun(self, size: int, number: int) -> Optional[Future[Any]]:
+        """A crop that a worker begins to draw, if there are any."""
+        return self.workers.submit(_drawn_by_worker, size, number) if self.workers is not None else None
+
+    def _item(self, size: int, number: int) -> Item:
         items = self.shelves[size].items
-        item = items[number]
-        if item is None:
-            item = items[number] = self._drawn(size, Dice(self.seed * 1_000_003 + number, self.device))
+        found = items[number]
+        if isinstance(found, tuple):
+            return found
+        if found is None:
+            item = self.maker(size, number, self.device)
+        else:
+            crop, targets = (torch.from_numpy(part).to(self.device) for part in found.result())
+            item = crop, targets
+        items[number] = item
         return item
 
-    def _drawn(self, size: int, dice: Dice) -> Tuple[Tensor, Tensor]:
-        for _ in range(MOST_DRAWS):
-            sample = self.source(size, dice)
-            crop = self.normalise(_from_zero(sample)[None, None], sample.inside_ZYX[None, None])[0]
-            drawn = draw_targets(sample, 2 * self.config.targets, dice)
-            kept = [target for target in drawn if _span(target) >= SMALL_SHARE * size or dice.chance(SMALL_CHANCE)]
-            seen = kept[: self.config.targets]
-            targets = [target for target in seen if dice.chance(0.05 + visibility(crop[0], target))]
-            if targets:
-                break
-        else:
-            raise DatasetError(f"Expected structures to click on, found none in {MOST_DRAWS} training crops.")
-        while len(targets) < self.config.targets:
-            targets.append(targets[dice.integer(0, len(targets) - 1)])
-        return crop.to(torch.float16), halve(torch.stack(targets)).to(torch.float16)
+    def _served(self, size: int, number: int, dice: Dice) -> Tuple[Tensor, Tensor]:
+        crop, targets = self._item(size, number)
+        return _turned(crop, self._some(targets, dice), dice, self.config.turn_chance)
+
+    def _some(self, targets_T1zyx: Tensor, dice: Dice) -> Tensor:
+        """As many targets as a crop is clicked on in, of those that it has, some twice if they are too few."""
+        count, wanted = len(targets_T1zyx), self.config.targets
+        chosen = torch.randperm(count, generator=dice.host)[:wanted].tolist()
+        chosen += [dice.integer(0, count - 1) for _ in range(wanted - len(chosen))]
+        return targets_T1zyx[chosen]
+
+
+_maker_of_worker: List[CropMaker] = []
+"""Of a worker process, its one crop maker."""
+
+
+def _workers(count: int, maker: CropMaker) -> ProcessPoolExecutor:
+    """Processes that draw crops. Where it can be had they are forks, which share the scans' memory."""
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("fork" if "fork" in methods else None)
+    return ProcessPoolExecutor(count, context, _become_worker, (maker,))
+
+
+def _become_worker(maker: CropMaker) -> None:
+    torch.set_num_threads(1)
+    _maker_of_worker[:] = [maker]
+
+
+def _drawn_by_worker(size: int, number: int) -> Tuple[np.ndarray, ...]:
+    crop, targets = _maker_of_worker[0](size, number, torch.device("cpu"))
+    return crop.numpy(), targets.numpy()
 
 
 def _span(mask_ZYX: Tensor) -> int:

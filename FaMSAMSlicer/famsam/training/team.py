@@ -53,8 +53,13 @@ def shared(learner: nn.Module) -> nn.Module:
 
 def agreed(value: bool, device: torch.device) -> bool:
     """What the leading process thinks."""
+    return bool(told(float(value), device))
+
+
+def told(value: float, device: torch.device) -> float:
+    """The leading process's number."""
     if part()[1] == 1:
         return value
-    flag = torch.tensor(float(value), device=device)
-    dist.broadcast(flag, 0)
-    return bool(flag)
+    number = torch.tensor(value, device=device)
+    dist.broadcast(number, 0)
+    return float(number)

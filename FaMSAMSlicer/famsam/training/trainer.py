@@ -90,6 +90,7 @@ class Trainer:
             folder's ``config.json`` says, or the defaults in a new folder.
         device: where to train.
         start: weights that a new run starts from, see ``grow_from``; a run that has begun has its own.
+        workers: processes that draw the crops, see ``CropPool``.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Trainer:
         model_config: Any = None,
         device: Optional[torch.device] = None,
         start: Optional[Union[str, Path]] = None,
+        workers: int = 0,
     ) -> None:
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -108,6 +110,8 @@ class Trainer:
             config, model_config = config or own_config, model_config or own_model_config
         self.config = config
         self.device = device or torch.device("cpu")
+        if self.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # a few shapes, each of them for thousands of steps
         torch.manual_seed(self.config.seed)
         self.model = prompting.build(model_config).to(self.device)
         if start is not None:
@@ -120,7 +124,8 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.smooth = _Smoothed()
-        self.pool = CropPool(source, self.config, self.learner.normalise, self.device, self.config.seed)
+        self.workers = workers
+        self.pool = self._pool(source, self.config.seed)
         if self.checkpoint_path.exists():
             self._resume()
         self.shared = team.shared(self.learner)
@@ -131,6 +136,9 @@ class Trainer:
     def _make_learner(self) -> Learner:
         """What learns: ``self.model``, and how."""
         return Learner(self.model, self.config)
+
+    def _pool(self, source: Source, seed: int) -> CropPool:
+        return CropPool(source, self.config, self.learner.normalise, self.device, seed, self.workers)
 
     def _settings(self) -> Dict[str, Any]:
         """What ``config.json`` is to hold."""
@@ -145,16 +153,17 @@ class Trainer:
         config, started, leads = self.config, time.monotonic(), team.leads()
         validation = self._validation_batches() if leads else []
         bar = tqdm(total=config.steps, initial=self.step, disable=not (progress and leads), unit="step", mininterval=5)
-        while self.step < config.steps:
+        while self._done() < 1:
             if team.agreed(time.monotonic() - started >= time_limit_s, self.device):
                 break
             before = time.monotonic()
             self.smooth.add(self._one_step())
             self.step += 1
             self.seconds += time.monotonic() - before
+            over = self._done() >= 1
             bar.update()
             bar.set_postfix({name: f"{value:.3f}" for name, value in self.smooth.values.items()}, refresh=False)
-            if leads and (self.step % config.validate_every == 0 or self.step == config.steps):
+            if leads and (self.step % config.validate_every == 0 or over):
                 scores = validation_scores(self.averaged_model(), validation, config)
                 self._log(self.smooth.values, scores)
             if self.step % config.checkpoint_every == 0:
@@ -166,7 +175,7 @@ class Trainer:
         """Leave the gradients of this step's loss, the team's mean, in the parameters; what to log."""
         config = self.config
         dice = Dice(config.seed * 1_000_003 + self.step, self.device, team.part())
-        sizes = config.sizes_at(self.step)
+        sizes = config.sizes_at(self._done())
         size, count = sizes[dice.pick([1.0] * len(sizes)) if len(sizes) > 1 else 0]
         crops, targets = self.pool.batch(size, count, dice)
         self.learner.train()
@@ -192,14 +201,22 @@ class Trainer:
     def _schedule(self) -> float:
         """Warm-up, stable, then linear decay to zero; the factor on the learning rates."""
         config = self.config
-        decay_steps = max(1, round(config.decay_fraction * config.steps))
-        return min(1.0, (self.step + 1) / config.warmup_steps, (config.steps - self.step) / decay_steps)
+        decay = max(config.decay_fraction, 1 / config.steps)
+        return min(1.0, (self.step + 1) / config.warmup_steps, (1 - self._done()) / decay)
+
+    def _done(self) -> float:
+        """Share of the run that is behind it, the same in all processes of a team."""
+        seconds = team.told(self.seconds, self.device) if self.config.minutes else 0.0
+        return self.config.done(self.step, seconds)
 
     def _validation_batches(self) -> List[Tuple[Tensor, Tensor]]:
         dice = Dice(987_654_321, self.device)
         size = self.config.sizes[0][1]
-        pool = CropPool(self.pool.source, self.config, self.learner.normalise, self.device, seed=987_654)
-        return [pool.batch(size, 4, dice) for _ in range(self.config.validation_batches)]
+        pool = self._pool(self.pool.maker.source, seed=987_654)
+        try:
+            return [pool.batch(size, 4, dice) for _ in range(self.config.validation_batches)]
+        finally:
+            pool.close()
 
     def _log(self, values: Dict[str, float], scores: Sequence[float]) -> None:
         path = self.directory / "log.csv"

@@ -6,6 +6,7 @@ import cc3d
 import numpy as np
 import pytest
 import torch
+from famsam.training.clicks_at_once import ClicksAtOnce
 from famsam.training.sample import Dice, Sample
 from famsam.training.synthetic import synthetic_sample
 from famsam.training.targets import MIN_VOXELS, ClickSimulator, corrupted, draw_targets, halve
@@ -90,10 +91,11 @@ def test_halving_keeps_the_share_of_foreground():
 # --- clicks ---
 
 
+@pytest.mark.parametrize("simulator_of", [ClickSimulator, ClicksAtOnce])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_first_click_is_positive_and_deep_inside(seed):
+def test_the_first_click_is_positive_and_deep_inside(simulator_of, seed):
     targets = blocks(16, (4, 11), (0, 3), (12, 16))
-    clicks = ClickSimulator(targets, Dice(seed, CPU))
+    clicks = simulator_of(targets, Dice(seed, CPU))
     clicks.click(None)
     assert clicks.points_BN3.shape == (3, 1, 3) and clicks.labels_BN.tolist() == [[1]] * 3
     for point, target in zip(clicks.points_BN3[:, 0], targets[:, 0]):
@@ -103,12 +105,13 @@ def test_the_first_click_is_positive_and_deep_inside(seed):
     assert all(5 <= v <= 9 for v in (z, y, x)), "not at the edge of a block from 4 to 11"
 
 
-def test_later_clicks_lie_on_the_largest_error_with_its_label():
+@pytest.mark.parametrize("simulator_of", [ClickSimulator, ClicksAtOnce])
+def test_later_clicks_lie_on_the_largest_error_with_its_label(simulator_of):
     targets = blocks(16, (4, 10), (4, 10), (4, 10))
     logits = logits_of(targets)
     logits[0, 0, 4:10, 4:10, 7:10] = -5  # missed half of it
     logits[1, 0, 11:15, 11:15, 11:15] = 5  # a false piece elsewhere
-    clicks = ClickSimulator(targets, Dice(0, CPU))
+    clicks = simulator_of(targets, Dice(0, CPU))
     clicks.click(logits)
     assert clicks.labels_BN[:, 0].tolist() == [1, 0, -1], "missing, too much, and nothing to correct"
     z, y, x = voxel_of(clicks.points_BN3[0, 0])
@@ -117,13 +120,14 @@ def test_later_clicks_lie_on_the_largest_error_with_its_label():
     assert all(11 <= v < 15 for v in (z, y, x))
 
 
-def test_the_clicked_error_is_one_piece():
+@pytest.mark.parametrize("simulator_of", [ClickSimulator, ClicksAtOnce])
+def test_the_clicked_error_is_one_piece(simulator_of):
     targets = blocks(16, (4, 10), (4, 10), (4, 10))
     logits = logits_of(targets)
     logits[0, 0, 4:10, 4:10, 7:10] = -5  # missed half of it
     logits[0, 0, 12:14, 12:14, 12:14] = 5  # and a smaller false piece elsewhere
     logits[1, 0, 11:15, 11:15, 11:15] = 5
-    clicks = ClickSimulator(targets, Dice(0, CPU))
+    clicks = simulator_of(targets, Dice(0, CPU))
     clicks.click(logits)
     wanted = torch.zeros(3, 1, 16, 16, 16, dtype=torch.bool)
     wanted[0, 0, 4:10, 4:10, 7:10] = True
@@ -137,11 +141,12 @@ def logits_of(targets):
     return (targets * 2 - 1) * 5
 
 
+@pytest.mark.parametrize("simulator_of", [ClickSimulator, ClicksAtOnce])
 @pytest.mark.parametrize("seed", range(3))
-def test_every_click_tells_the_truth(seed):
+def test_every_click_tells_the_truth(simulator_of, seed):
     generator = torch.Generator().manual_seed(seed)
     targets = blocks(16, (2, 9), (5, 14))
-    clicks = ClickSimulator(targets, Dice(seed, CPU))
+    clicks = simulator_of(targets, Dice(seed, CPU))
     for _ in range(5):
         before = torch.randn(2, 1, 16, 16, 16, generator=generator)
         clicks.click(before)
@@ -152,26 +157,29 @@ def test_every_click_tells_the_truth(seed):
     assert clicks.points_BN3.shape == (2, 5, 3)
 
 
-def test_structures_thinner_than_a_voxel_can_be_clicked():
+@pytest.mark.parametrize("simulator_of", [ClickSimulator, ClicksAtOnce])
+def test_structures_thinner_than_a_voxel_can_be_clicked(simulator_of):
     targets = torch.zeros(1, 1, 16, 16, 16)
     targets[0, 0, 8, 8, :] = 0.25
     targets[0, 0, 8, 8, 5] = 0.3
-    clicks = ClickSimulator(targets, Dice(0, CPU))
+    clicks = simulator_of(targets, Dice(0, CPU))
     clicks.click(None)
     assert clicks.labels_BN.tolist() == [[1]]
     assert voxel_of(clicks.points_BN3[0, 0])[:2] == (8, 8)
 
 
-def test_a_round_without_a_click_is_padding():
-    clicks = ClickSimulator(blocks(16, (4, 10), (2, 5)), Dice(0, CPU))
+@pytest.mark.parametrize("simulator_of", [ClickSimulator, ClicksAtOnce])
+def test_a_round_without_a_click_is_padding(simulator_of):
+    clicks = simulator_of(blocks(16, (4, 10), (2, 5)), Dice(0, CPU))
     clicks.no_click()
     clicks.click(None)
     assert clicks.labels_BN.tolist() == [[-1, 1], [-1, 1]] and clicks.points_BN3.shape == (2, 2, 3)
 
 
-def test_the_seed_decides_the_clicks():
+@pytest.mark.parametrize("simulator_of", [ClickSimulator, ClicksAtOnce])
+def test_the_seed_decides_the_clicks(simulator_of):
     def points(seed):
-        clicks = ClickSimulator(blocks(16, (2, 13)), Dice(seed, CPU))
+        clicks = simulator_of(blocks(16, (2, 13)), Dice(seed, CPU))
         clicks.click(None)
         return clicks.points_BN3
 
@@ -182,10 +190,11 @@ def test_the_seed_decides_the_clicks():
 # --- boxes and faulty masks ---
 
 
+@pytest.mark.parametrize("simulator_of", [ClickSimulator, ClicksAtOnce])
 @pytest.mark.parametrize("seed", range(5))
-def test_boxes_hold_their_structures_nearly_tightly(seed):
+def test_boxes_hold_their_structures_nearly_tightly(simulator_of, seed):
     targets = blocks(16, (3, 11), (5, 7))
-    clicks = ClickSimulator(targets, Dice(seed, CPU))
+    clicks = simulator_of(targets, Dice(seed, CPU))
     clicks.add_boxes(1.0)
     assert clicks.labels_BN.tolist() == [[2, 3]] * 2
     for (low, high), (first, last) in zip(clicks.points_BN3, ((3, 11), (5, 7))):
@@ -196,8 +205,9 @@ def test_boxes_hold_their_structures_nearly_tightly(seed):
         assert (low < high).all()
 
 
-def test_only_some_targets_get_boxes():
-    clicks = ClickSimulator(blocks(8, *[(2, 5)] * 40), Dice(0, CPU))
+@pytest.mark.parametrize("simulator_of", [ClickSimulator, ClicksAtOnce])
+def test_only_some_targets_get_boxes(simulator_of):
+    clicks = simulator_of(blocks(8, *[(2, 5)] * 40), Dice(0, CPU))
     clicks.add_boxes(0.5)
     boxed = (clicks.labels_BN[:, 0] == 2).sum()
     assert 8 < boxed < 32
@@ -217,14 +227,15 @@ def test_faulty_masks_resemble_what_they_are_of():
     assert different == 8
 
 
-def test_clicks_lie_where_their_style_says():
+@pytest.mark.parametrize("simulator_of", [ClickSimulator, ClicksAtOnce])
+def test_clicks_lie_where_their_style_says(simulator_of):
     cube = torch.zeros(1, 1, 16, 16, 16)
     cube[0, 0, 3:12, 3:12, 3:12] = 1
     depths = {}
     for name, styles in (("centre", (1, 0, 0)), ("random", (0, 1, 0)), ("border", (0, 0, 1))):
         found = []
         for seed in range(40):
-            simulator = ClickSimulator(cube, Dice(seed, CPU), styles)
+            simulator = simulator_of(cube, Dice(seed, CPU), styles)
             simulator.click(None)
             index = ((simulator.points_BN3[0, 0] - 0.5) / 2).long()
             assert cube[0, 0, index[0], index[1], index[2]] == 1 and int(simulator.labels_BN[0, 0]) == 1

@@ -172,7 +172,7 @@ def test_a_few_steps_on_one_batch_reduce_the_loss():
     torch.manual_seed(0)
     model = Famsam(TINY)
     pool = CropPool(ball_source, SHORT, model.normalise, CPU, seed=0)
-    crops, targets = pool.batch(32, 2, Dice(0, CPU))
+    crops, targets = pool.batch(32, 2, Dice(4, CPU))
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2)
     losses, scores = [], []
     from_one_click = dataclasses.replace(SHORT, mask_chance=0.0)
@@ -248,7 +248,7 @@ def test_few_targets_are_as_small_as_a_session_would_look_more_closely_at():
         return Sample(labels.float(), torch.ones_like(labels, dtype=torch.bool), labels)
 
     pool = CropPool(two_balls, SHORT, Famsam(TINY).normalise, CPU, seed=0)
-    targets = torch.cat([pool._drawn(32, Dice(number, CPU))[1] for number in range(60)])
+    targets = torch.cat([pool.maker(32, number, CPU)[1] for number in range(60)])
     small = (targets.float().sum((1, 2, 3, 4)) < 20).float().mean()
     assert 0 < small < 0.3, "both were drawn equally often"
 
@@ -307,7 +307,7 @@ def test_learning_rate_warms_up_holds_and_falls_to_nothing(tmp_path):
     factors = []
     for trainer.step in range(100):
         factors.append(trainer._schedule())
-    assert factors[0] == pytest.approx(0.1) and factors[9:81] == [1.0] * 72
+    assert factors[0] == pytest.approx(0.1) and factors[9:81] == pytest.approx([1.0] * 72)
     assert factors[-1] == pytest.approx(0.05) and all(b < a for a, b in zip(factors[81:], factors[82:]))
 
 
@@ -358,8 +358,8 @@ def test_sizes_that_take_turns_keep_their_crops():
 
 def test_entries_of_the_same_fraction_share_that_part_of_the_run():
     config = dataclasses.replace(SHORT, steps=100, sizes=((0.25, 32, 4), (1.0, 32, 4), (1.0, 64, 1)))
-    assert [config.sizes_at(step) for step in (0, 24)] == [[(32, 4)]] * 2
-    assert [config.sizes_at(step) for step in (25, 99)] == [[(32, 4), (64, 1)]] * 2
+    assert [config.sizes_at(done) for done in (0, 0.24)] == [[(32, 4)]] * 2
+    assert [config.sizes_at(done) for done in (0.25, 0.99)] == [[(32, 4), (64, 1)]] * 2
 
 
 def test_each_step_draws_one_of_the_sizes(tmp_path):
@@ -379,6 +379,49 @@ def test_a_resumed_pool_goes_on_with_the_same_crops():
     resumed.resume(json.loads(json.dumps(pool.state())))
     for n in range(5, 8):
         torch.testing.assert_close(resumed.batch(32, 2, Dice(n, CPU)), pool.batch(32, 2, Dice(n, CPU)), rtol=0, atol=0)
+
+
+def test_worker_processes_draw_the_same_crops():
+    alone = CropPool(ball_source, SHORT, Famsam(TINY).normalise, CPU, seed=0)
+    helped = CropPool(ball_source, SHORT, Famsam(TINY).normalise, CPU, seed=0, workers=2)
+    try:
+        for n in range(4):
+            expected = alone.batch(32, 2, Dice(n, CPU))
+            torch.testing.assert_close(helped.batch(32, 2, Dice(n, CPU)), expected, rtol=0, atol=0)
+    finally:
+        helped.close()
+
+
+def test_crops_that_workers_have_just_begun_are_not_served():
+    config = dataclasses.replace(SHORT, pool=8, ahead=4)
+    pool = CropPool(ball_source, config, Famsam(TINY).normalise, CPU, seed=0)
+    served = set()
+    item = pool._item
+    pool._item = lambda size, number: (served.add(number), item(size, number))[1]
+    for n in range(12):
+        served.clear()
+        pool.batch(32, 2, Dice(n, CPU))
+        assert max(served) < pool.made - 4
+        assert len(pool.shelves[32].items) <= 12
+
+
+def test_of_the_kept_structures_some_are_served_each_time():
+    def striped(size, dice):
+        labels = torch.arange(size)[:, None, None].expand(size, size, size) // 8 + 1
+        return Sample((labels % 2) * 1.0 + dice.uniform(0, 0.1), torch.ones_like(labels, dtype=torch.bool), labels)
+
+    config = dataclasses.replace(SHORT, targets=1, kept_targets=4, turn_chance=0.0, fresh=0.001)
+    pool = CropPool(striped, config, Famsam(TINY).normalise, CPU, seed=0)
+    served = {tuple(pool.batch(32, 1, Dice(n, CPU))[1].mean((0, 1, 3, 4)).tolist()) for n in range(40)}
+    assert len(served) >= 3
+
+
+def test_a_run_with_a_budget_of_time_ends_with_it_and_its_learning_rate_at_nothing(tmp_path):
+    config = dataclasses.replace(SHORT, steps=10_000, minutes=0.02, decay_fraction=0.5, validate_every=10_000)
+    trainer = Trainer(tmp_path, ball_source, config, TINY)
+    trainer.run()
+    assert trainer.step < 10_000 and 1.2 <= trainer.seconds < 30
+    assert trainer._schedule() <= 0 and len(list(read_log(tmp_path))) == 1
 
 
 def test_a_source_without_structures_is_reported():
