@@ -122,6 +122,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/training/compare.py
   famsam/training/config.py
   famsam/training/distill.py
+  famsam/training/heads.py
   famsam/training/learner.py
   famsam/training/losses.py
   famsam/training/muon.py

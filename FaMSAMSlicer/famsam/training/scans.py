@@ -23,9 +23,10 @@ from ..evaluation.dataset import IMAGE_SUFFIXES, DatasetOptions, find_cases
 from ..geometry import Grid
 from ..resample import CropBox, extract_crop
 from ..volume import read_volume
+from . import heads
 from .bending import drawn, wider
 from .sample import Dice, Sample
-from .synthetic import degrade, render
+from .synthetic import degrade, render, render_means
 from .targets import MIN_VOXELS
 
 _LOG = logging.getLogger(__name__)
@@ -37,6 +38,10 @@ TISSUE_THRESHOLDS = (2, 3, 4)
 """Numbers of thresholds that part a scan into tissues, from coarse to fine."""
 BEND_CHANCE, BEND_CHANCE_OF_LABELS = 0.4, 0.8
 """How often a crop of a scan, and one of a label map without a scan, is bent."""
+LIFELIKE_CHANCE, STRIPPED_CHANCE = 0.5, 0.4
+"""How often a head's label map is rendered as MR scans show heads, and then without its skull."""
+CALM_CHANCE = 0.4
+"""How often there is little noise and texture outside all structures of a label map."""
 
 
 @dataclass
@@ -119,13 +124,16 @@ class LabelledScans:
 
 
 class SynthesisedLabelMaps:
-    """Crops of real label maps with synthetic intensities."""
+    """Crops of real label maps with synthetic intensities: random ones, or of heads as an MR scan shows them."""
 
     def __init__(self, anatomies: Sequence[Anatomy]) -> None:
         self.anatomies = list(anatomies)
+        self.are_heads = [heads.is_head(anatomy.labels_zyx) for anatomy in self.anatomies]
 
     def draw(self, size: int, dice: Dice) -> Sample:
-        anatomy = self.anatomies[dice.integer(0, len(self.anatomies) - 1)]
+        number = dice.integer(0, len(self.anatomies) - 1)
+        anatomy = self.anatomies[number]
+        lifelike = self.are_heads[number] and dice.chance(LIFELIKE_CHANCE)
         box = anatomy.draw_box(size, dice)
         bending = drawn(size, dice, BEND_CHANCE_OF_LABELS)
         if bending is not None:
@@ -133,12 +141,26 @@ class SynthesisedLabelMaps:
         labels = crop_labels(anatomy.labels_zyx, anatomy.grid, box)
         if bending is not None:
             labels = bending.labels(torch.from_numpy(labels).to(dice.device)).cpu().numpy()
+        if lifelike and dice.chance(STRIPPED_CHANCE):
+            labels = heads.without_skull(labels)
         present, compact = np.unique(labels, return_inverse=True)
         compact = compact.reshape(labels.shape) + (1 if present[0] > 0 else 0)
         labels_ZYX = torch.from_numpy(compact).to(dice.device)
         parents = [0] * (int(compact.max()) + 1)
-        image, inside = render(labels_ZYX, parents, dice)
+        if lifelike:
+            means = heads.tissue_means([0] * (len(parents) - len(present)) + present.tolist(), dice)
+            image, inside = render_means(labels_ZYX, (means, False), dice)
+        else:
+            image, inside = render(labels_ZYX, parents, dice)
+        if dice.chance(CALM_CHANCE):
+            image = _calmed(image, labels_ZYX == 0, dice.uniform(0.0, 0.3))
         return Sample(image, inside, labels_ZYX, parents)
+
+
+def _calmed(image_ZYX: torch.Tensor, where_ZYX: torch.Tensor, share: float) -> torch.Tensor:
+    """An image that varies only by a share of what it did in a part of it: in air, or where a skull was removed."""
+    middle = image_ZYX[where_ZYX].mean()
+    return torch.where(where_ZYX, middle + share * (image_ZYX - middle), image_ZYX)
 
 
 def load_labelled(directory: Union[str, Path], include: Sequence[str] = ()) -> LabelledScans:
