@@ -304,7 +304,8 @@ def smoothed(x_BCZYX: Tensor) -> Tensor:
         total, count = x_BCZYX.clone(), x_BCZYX.new_full((last + 1,), 3.0)
         total.narrow(axis, 1, last).add_(x_BCZYX.narrow(axis, 0, last))
         total.narrow(axis, 0, last).add_(x_BCZYX.narrow(axis, 1, last))
-        count[[0, -1]] = 2.0
+        for border in (0, last):
+            count[border].fill_(2.0)
         x_BCZYX = total.div_(count.view([-1 if a == axis else 1 for a in range(5)]))
     return x_BCZYX
 

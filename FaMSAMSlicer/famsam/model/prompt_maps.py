@@ -310,8 +310,8 @@ def keep_clicks(logits_BMzyx: Tensor, points_BN3: Tensor, labels_BN: Tensor, rad
         return logits_BMzyx
     reach = torch.arange(-math.ceil(radius), math.ceil(radius) + 1, device=points_BN3.device, dtype=torch.float32)
     around_V3 = torch.cartesian_prod(reach, reach, reach)
-    last_3 = torch.tensor(sizes, device=points_BN3.device, dtype=torch.float32) - 1
-    voxels_BV3 = (points_BN3.float().round()[:, :, None] + around_V3).flatten(1, 2).clamp_min(0).minimum(last_3)
+    near_BV3 = (points_BN3.float().round()[:, :, None] + around_V3).flatten(1, 2)
+    voxels_BV3 = torch.stack([at.clamp(0, n - 1) for at, n in zip(near_BV3.unbind(-1), sizes)], dim=-1)
     squared_BVN = (voxels_BV3[:, :, None] - points_BN3[:, None].float()).square_().sum(-1)
     positive, negative = (
         squared_BVN.masked_fill(~chosen[:, None], FAR**2).amin(-1) for chosen in point_masks(labels_BN)

@@ -71,7 +71,8 @@ class Sam3D(PromptableModel):
     ) -> Tuple[Tensor, Tensor]:
         """See ``PromptableModel.decode``; the logits are 32 voxels an edge. One embedding serves a batch of prompts.
 
-        Raises ``PromptError`` for shapes that do not fit each other and for labels other than 1, 0 and -1.
+        Raises ``PromptError`` for shapes that do not fit each other and, except on a GPU, which a look at them would
+        make wait, for labels other than 1, 0 and -1.
         """
         self._check_prompts(embedding, points_BN3, labels_BN, mask_logits_B1zyx)
         prompts_BQC, map_BzyxC = self.prompt_encoder(points_BN3, labels_BN, mask_logits_B1zyx)
@@ -99,7 +100,7 @@ class Sam3D(PromptableModel):
             )
         if embedding.tokens.shape[0] not in (1, batch):
             raise PromptError(f"An embedding of {embedding.tokens.shape[0]} crops cannot serve prompts for {batch}.")
-        if labels_BN.numel() and not -1 <= int(labels_BN.min()) <= int(labels_BN.max()) <= 1:
+        if labels_BN.numel() and not labels_BN.is_cuda and not -1 <= int(labels_BN.min()) <= int(labels_BN.max()) <= 1:
             raise PromptError(f"{self.name} takes labels 1, 0 and -1 only; it was never trained with boxes.")
 
 

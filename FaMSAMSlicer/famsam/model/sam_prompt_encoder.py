@@ -77,6 +77,7 @@ class PositionCode(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(3, frequencies))
 
     def forward(self, positions: Tensor) -> Tensor:
-        """(..., 3) -> (..., 3 * frequencies)."""
-        phase = 2 * math.pi * ((2 * positions - 1) @ self.positional_encoding_gaussian_matrix)
+        """(..., 3) -> (..., 3 * frequencies); in fp32, since half precision would move a point by half a voxel."""
+        with torch.autocast(positions.device.type, enabled=False):
+            phase = 2 * math.pi * ((2 * positions - 1) @ self.positional_encoding_gaussian_matrix)
         return torch.cat([phase.sin(), phase.cos(), phase.sin()], dim=-1)
