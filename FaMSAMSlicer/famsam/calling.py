@@ -60,11 +60,12 @@ class ModelCaller:
             points_N3, labels_N = points_N3[-1:], labels_N[-1:]
         if model.crop_axes == "xyz":
             points_N3 = points_N3.flip(-1)
-        if model.device.type == "cuda" and model.ignores_padding:
+        on_gpu = model.device.type == "cuda"
+        if on_gpu and model.ignores_padding:
             points_N3, labels_N = padded(points_N3, labels_N)
         prior = model.first_mask_logits() if prior_11zyx is None else self._oriented(prior_11zyx)
-        prior = None if prior is None else prior.to(model.device, torch.float32)
-        points, labels = points_N3[None].to(model.device), labels_N[None].to(model.device)
+        prior = None if prior is None else prior.to(model.device, torch.float32, non_blocking=on_gpu)
+        points, labels = (t[None].to(model.device, non_blocking=on_gpu) for t in (points_N3, labels_N))
         with autocast(model.device, model.precision):
             logits, quality = model.decode(embedding, points, labels, prior)
         logits, quality = logits[:, :1].float(), quality[0, :1].float()

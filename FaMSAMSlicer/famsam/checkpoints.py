@@ -64,7 +64,7 @@ def load_model(
             "model_state_dict"; the whole network, or FastSAM3D's encoder alone).
         device: see ``runtime.choose_device``; for the CPU, see also ``runtime.use_fastest_threads``.
         precision: see ``runtime.choose_precision``. The parameters are always fp32; ``model.precision`` holds the
-            choice for ``runtime.autocast``; for "int8" there are quantised copies of them besides.
+            choice for ``runtime.autocast``; for "int8", and for half precision on a GPU, there are copies besides.
         teacher: a checkpoint with the prompt encoder and the mask decoder for a ``source`` that is an encoder alone.
         paused_share: share of the tokens that pause in the later blocks of a famsam encoder, 0 to below 1; more is
             faster and less exact (see ``TokenPausing``). 0 changes nothing. None: as the shipped weights were measured

@@ -7,6 +7,7 @@ them all at once. Arguments and results may be tensors, None, and dataclasses or
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import threading
 from collections import OrderedDict
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from .model.base import PromptableModel
 from .model.fusion_decoder import FusionDecoder
-from .runtime import autocast
+from .runtime import autocast, cast_once
 
 Call = Callable[[], Any]
 Recorder = Callable[[Call], Tuple[Call, Any]]
@@ -31,6 +32,8 @@ RECORDED = ("encode", "decode")
 
 logger = logging.getLogger(__name__)
 
+_recording = threading.Lock()  # one at a time, since all of them are made on the same stream
+
 
 def record_calls(model: PromptableModel, record: Optional[Recorder] = None) -> None:
     """Have a model's ``encode`` and ``decode`` recorded from now on, in the model's precision and without gradients.
@@ -42,8 +45,11 @@ def record_calls(model: PromptableModel, record: Optional[Recorder] = None) -> N
     for module in model.modules():
         if isinstance(module, FusionDecoder):
             module.remembers = False  # a replay reads the next crop from the same tensors
+    record = record or functools.partial(cuda_graph, device=model.device)
+    with unrecorded(model):
+        computing = cast_once(model)
     for name in RECORDED:
-        setattr(model, name, Recordings(_in_precision(model, getattr(type(model), name)), record))
+        setattr(model, name, Recordings(_in_precision(computing, getattr(type(model), name)), record))
 
 
 @contextmanager
@@ -77,12 +83,12 @@ class Recordings:
 
     Args:
         function: of tensors; it must compute the same kernels whatever the tensors hold.
-        record: how; by default as a CUDA graph.
+        record: how.
         most: see ``MOST``.
     """
 
-    def __init__(self, function: Callable[..., Any], record: Optional[Recorder] = None, most: int = MOST) -> None:
-        self.function, self.record, self.most = function, record or cuda_graph, most
+    def __init__(self, function: Callable[..., Any], record: Recorder, most: int = MOST) -> None:
+        self.function, self.record, self.most = function, record, most
         self._kept: OrderedDict[Any, Optional[_Recording]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -115,22 +121,31 @@ class Recordings:
         return _Recording(own, replay, result)
 
 
-def cuda_graph(call: Call) -> Tuple[Call, Any]:
-    """Record a call on the current CUDA device as a graph.
+def cuda_graph(call: Call, device: torch.device) -> Tuple[Call, Any]:
+    """Record a call on a CUDA device as a graph.
+
+    All graphs of a device share the memory of what they compute on the way; replay them on one stream only.
 
     Raises:
         RuntimeError: the call waits for the GPU, or allocates in a way that cannot be recorded.
     """
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
+    with _recording, torch.cuda.device(device):
+        aside, pool = _aside(device)
+        aside.wait_stream(torch.cuda.current_stream())
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.stream(aside):
+            for _ in range(3):
+                call()
+            with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
+                result = call()
+        torch.cuda.current_stream().wait_stream(aside)
     return graph.replay, result
+
+
+@functools.cache
+def _aside(device: torch.device) -> Tuple[torch.cuda.Stream, Any]:
+    """The stream on which all calls on a device are recorded (each stream has large buffers), and the memory's pool."""
+    return torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
 
 
 def _shapes(value: Any) -> Any:

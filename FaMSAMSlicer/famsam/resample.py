@@ -100,7 +100,7 @@ def extract_crop(voxels_zyx: Union[NDArray[Any], Tensor], grid: Grid, box: CropB
     inside_z, inside_y, inside_x = inside
     inside_ZYX = torch.from_numpy(inside_z[:, None, None] & inside_y[:, None] & inside_x)
     if isinstance(voxels_zyx, Tensor):
-        return _applied_on_device(voxels_zyx[tuple(read)], taps), inside_ZYX.to(voxels_zyx.device)
+        return _applied_on_device(voxels_zyx[tuple(read)], taps), inside_ZYX.to(voxels_zyx.device, non_blocking=True)
     return _applied(voxels_zyx[tuple(read)], taps), inside_ZYX
 
 
@@ -273,8 +273,8 @@ def _applied_on_device(voxels_zyx: Tensor, taps_zyx: Sequence[_Taps]) -> Tensor:
     growth = [len(one.index_rt) / (high - low) for one, (low, high) in zip(taps_zyx, ranges)]
     for axis in sorted(range(3), key=growth.__getitem__):
         taps = taps_zyx[axis].counted_from(*ranges[axis])
-        index_rt = torch.from_numpy(taps.index_rt).to(part.device)
-        weights_rt = torch.from_numpy(taps.weights_rt).to(part.device).view(-1, taps.index_rt.shape[1], 1, 1)
+        index_rt = torch.from_numpy(taps.index_rt).to(part.device, non_blocking=True)
+        weights_rt = torch.from_numpy(taps.weights_rt).to(part.device, non_blocking=True)[..., None, None]
         slow = part.movedim(axis, 0)
         rows = slow[index_rt[:, 0]].float() * weights_rt[:, 0]
         for t in range(1, index_rt.shape[1]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import importlib.util
@@ -13,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any, Callable, ContextManager, Dict, List, Optional, Sequence
 
 import torch
+from torch import nn
 
 from .errors import ConfigError
 from .model import int8
@@ -161,6 +163,23 @@ def autocast(device: torch.device, precision: str) -> ContextManager[Any]:
     if precision == "fp32":
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=DTYPES[precision])
+
+
+def cast_once(model: PromptableModel) -> PromptableModel:
+    """A model that computes the same in its precision, but leaves ``autocast`` no weights to cast at every call.
+
+    In half precision a copy that shares all but the weights of linear layers and convolutions with the model; else the
+    model itself.
+    """
+    if model.precision not in ("bf16", "fp16"):
+        return model
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    copied = copy.deepcopy(model, shared)
+    for layer in copied.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv3d, nn.ConvTranspose3d)):
+            for name, weights in list(layer.named_parameters(recurse=False)):
+                setattr(layer, name, nn.Parameter(weights.detach().to(DTYPES[model.precision]), requires_grad=False))
+    return copied
 
 
 def matmul_gflops(device: torch.device, precision: str, size: int = 512) -> float:

@@ -8,7 +8,10 @@ import pytest
 import torch
 from famsam import runtime
 from famsam.errors import ConfigError
-from famsam.runtime import autocast, choose_device, choose_precision, describe, matmul_gflops
+from famsam.model import build_model
+from famsam.model.famsam import FamsamConfig
+from famsam.runtime import autocast, cast_once, choose_device, choose_precision, describe, matmul_gflops
+from tiny_models import TINY
 
 CPU = torch.device("cpu")
 
@@ -136,6 +139,24 @@ def test_autocast_computes_in_the_precision():
         assert (a @ a).dtype == torch.bfloat16
     with autocast(CPU, "fp32"):
         assert (a @ a).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["famsam", "fastsam3d", "sam_med3d"])
+def test_weights_cast_once_give_what_casts_at_every_call_give(name):
+    torch.manual_seed(0)
+    config = TINY.get(name, FamsamConfig((8, 8, 8, 8), 16, 2, 2, decoder_channels=(8, 8, 16)))
+    model = build_model(name, config).eval().requires_grad_(False)
+    assert cast_once(model) is model
+    model.precision = "bf16"
+    copied = cast_once(model)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    shared = {p.data_ptr() for p in model.parameters()}
+    assert all((p.data_ptr() in shared) == (p.dtype == torch.float32) for p in copied.parameters())
+    crop, points, labels = torch.randn(1, 1, *(model.crop_size,) * 3), torch.rand(1, 2, 3) * 15, torch.tensor([[1, 0]])
+    with torch.inference_mode(), autocast(model.device, model.precision):
+        (expected, _), (found, _) = (one.decode(one.encode(crop), points, labels) for one in (model, copied))
+    torch.testing.assert_close(found.float(), expected.float(), rtol=0.05, atol=0.01 * float(expected.abs().max()))
+    assert name != "famsam" or torch.equal(found, expected)
 
 
 def test_speeds_are_positive():

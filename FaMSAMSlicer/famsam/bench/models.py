@@ -14,7 +14,7 @@ from ..model.config import attention_ablation
 from ..model.famsam import Famsam
 from ..model.registry import build_model, default_config
 from ..recordings import cuda_graph, unrecorded
-from ..runtime import autocast, choose_precision, compute_in
+from ..runtime import autocast, cast_once, choose_precision, compute_in
 from .machine import Limits, Work
 from .timing import Call, Timing, gflop, measure
 
@@ -46,6 +46,8 @@ class ModelCalls:
 
     def __init__(self, model: PromptableModel, crop_B1ZYX: Tensor) -> None:
         self.model, batch = model, len(crop_B1ZYX)
+        with unrecorded(model):
+            self._computing = cast_once(model) if model.device.type == "cuda" else model  # as recorded calls have it
         generator = torch.Generator().manual_seed(0)
         points = torch.rand(batch, 3, 3, generator=generator) * (model.crop_size - 1)
         self.points, self.labels = points.to(model.device), torch.tensor([[1, 1, 0]] * batch, device=model.device)
@@ -62,16 +64,16 @@ class ModelCalls:
 
     @torch.inference_mode()
     def encode(self) -> Embedding:
-        with unrecorded(self.model), autocast(self.model.device, self.model.precision):
-            return self.model.encode(self.crop)
+        with autocast(self.model.device, self.model.precision), unrecorded(self._computing):
+            return self._computing.encode(self.crop)
 
     def decode(self) -> Any:
         return self.decode_points(self.points, self.labels)
 
     @torch.inference_mode()
     def decode_points(self, points_BN3: Tensor, labels_BN: Tensor) -> Any:
-        with unrecorded(self.model), autocast(self.model.device, self.model.precision):
-            return self.model.decode(self.embedding, points_BN3, labels_BN, self.previous)
+        with autocast(self.model.device, self.model.precision), unrecorded(self._computing):
+            return self._computing.decode(self.embedding, points_BN3, labels_BN, self.previous)
 
     def calls(self) -> Dict[str, Call]:
         return {"normalise": self.normalise, "encode": self.encode, "decode": self.decode}
@@ -121,8 +123,9 @@ def throughput(model: PromptableModel, crop_11ZYX: Tensor, batches: Sequence[int
 
 
 def _batch(model: PromptableModel, crop_11ZYX: Tensor, batch: int, runs: int) -> Dict[str, Any]:
-    calls = ModelCalls(model, crop_11ZYX.expand(batch, -1, -1, -1, -1).contiguous())
     on_gpu = model.device.type == "cuda"
+    others = torch.cuda.memory_allocated(model.device) - sum(p.nbytes for p in model.parameters()) if on_gpu else 0
+    calls = ModelCalls(model, crop_11ZYX.expand(batch, -1, -1, -1, -1).contiguous())
     timed: Dict[str, Call] = {"encode": calls.encode, "decode": calls.decode}
     failed: Dict[str, str] = {}
     if on_gpu:
@@ -135,7 +138,7 @@ def _batch(model: PromptableModel, crop_11ZYX: Tensor, batch: int, runs: int) ->
                 torch.cuda.synchronize(model.device)
     timings = measure(timed, runs, model.device)
     rows = {name: {**t.to_dict(), "per_second": round(1000 * batch / t.median_ms, 2)} for name, t in timings.items()}
-    peak = round(torch.cuda.max_memory_allocated(model.device) / MIB, 1) if on_gpu else None
+    peak = round((torch.cuda.max_memory_allocated(model.device) - others) / MIB, 1) if on_gpu else None
     return {**rows, "device_mib": peak, **({"not_captured": failed} if failed else {})}
 
 
@@ -145,8 +148,7 @@ def captured(call: Call, device: torch.device) -> Call:
     Raises:
         RuntimeError: the call synchronises, or allocates in a way that cannot be captured.
     """
-    with torch.cuda.device(device):
-        replay, kept = cuda_graph(call)
+    replay, kept = cuda_graph(call, device)
 
     def replayed() -> Any:
         replay()

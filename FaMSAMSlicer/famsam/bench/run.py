@@ -98,6 +98,7 @@ def _run(options: BenchOptions, device: torch.device, bar: tqdm) -> BenchReport:
             calls.update({f"{name} {stage}": call for stage, call in model_calls.calls().items()})
         bar.set_description_str(f"limits, stages and models in {options.runs + 1} rounds")
         timings = measure(calls, options.runs, device)
+        calls.clear()  # what they hold would count as memory of the models
         limits.take(timings)
         report.limits = limits.to_dict()
         report.stages = stages.found(timings, limits)

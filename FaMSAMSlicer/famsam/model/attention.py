@@ -10,6 +10,7 @@ recomposition writes each output back to the place of its token. ``W = N, R = 1`
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import Optional
@@ -123,6 +124,7 @@ def flash_attn_usable(tensor: Tensor) -> bool:
     return torch.cuda.get_device_capability(tensor.device) >= (8, 0) and _flash_attn_function() is not None
 
 
+@functools.cache
 def _flash_attn_function():  # type: ignore[no-untyped-def]
     try:
         from flash_attn import flash_attn_func

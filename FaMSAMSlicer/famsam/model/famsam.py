@@ -93,7 +93,7 @@ class Famsam(PromptableModel):
     fast_on_cpu = ("int8", "bf16")
     pausing = TokenPausing()
     """A run-time setting, made by ``load_model``; no part of the configuration. Change it before a session sees a
-    scan: sessions keep what was encoded."""
+    scan: sessions keep what was encoded. On a GPU calls are recorded as the model was loaded; load it anew instead."""
 
     def __init__(self, config: Optional[FamsamConfig] = None) -> None:
         super().__init__()

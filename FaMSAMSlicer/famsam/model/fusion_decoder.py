@@ -207,6 +207,10 @@ class FusionDecoder(nn.Module):
         costs_VB3zyx = given.path_costs4.transpose(0, 1)
         newest: Optional[Tensor] = None
         if not self.remembers or len(points_BN3) > 1 or points_BN3.is_cuda or torch.is_grad_enabled():
+            if newest_KBN is not None and points_BN3.is_cuda and not torch.is_grad_enabled():
+                # Together, since a GPU takes as long to begin as to compute.
+                paths = prompt_maps.geodesic_distance(costs_VB3zyx, points_BN3, torch.cat([chosen_KBN, newest_KBN]))
+                return paths[:, : len(chosen_KBN)], paths[0, len(chosen_KBN) :]
             if newest_KBN is not None:
                 newest = prompt_maps.geodesic_distance(costs_VB3zyx[:1], points_BN3, newest_KBN)[0]
             return prompt_maps.geodesic_distance(costs_VB3zyx, points_BN3, chosen_KBN), newest

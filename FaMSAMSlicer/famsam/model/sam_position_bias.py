@@ -59,10 +59,34 @@ def _terms(
     q_BHND: Tensor, rel_d_TD: Tensor, rel_h_TD: Tensor, rel_w_TD: Tensor, grid_size: int
 ) -> Tuple[Tensor, Tensor, Tensor]:
     """The three products with the tables: (z, y, x, m), (z, y, i, m) and (z, y, j, m) after B and H."""
+    if q_BHND.is_cuda:
+        return terms_at_once(q_BHND, rel_d_TD, rel_h_TD, rel_w_TD, grid_size)
     q_BHzyxD = q_BHND.unflatten(2, (grid_size, grid_size, grid_size))
     z_term = torch.einsum("bhzyxd,zmd->bhzyxm", q_BHzyxD, _rows(rel_d_TD, 0, grid_size))
     y_term = torch.einsum("bhzyid,ymd->bhzyim", q_BHzyxD, _rows(rel_h_TD, 0, grid_size))
     x_term = torch.einsum("bhzyjd,jmd->bhzyjm", q_BHzyxD, _rows(rel_w_TD, 0, grid_size))
+    return z_term, y_term, x_term
+
+
+def terms_at_once(
+    q_BHND: Tensor, rel_d_TD: Tensor, rel_h_TD: Tensor, rel_w_TD: Tensor, grid_size: int
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """The three products as views of one with all rows of all tables: a tenth of the kernels, more arithmetic.
+
+    With the rows in reverse, the one for position p and position m of the window is row m - p + W - 1, so that p runs
+    backwards along the rows as it runs forwards along its own axis.
+    """
+    window = (rel_d_TD.shape[0] + 1) // 2
+    reversed_SD = torch.cat([rel_w_TD, rel_h_TD, rel_d_TD]).flip(0)  # d, h, w
+    products_BHzyxS = (q_BHND @ reversed_SD.T).unflatten(2, (grid_size, grid_size, grid_size))
+    z_term, y_term, x_term = (
+        part.as_strided(
+            (*part.shape[:5], window),
+            [stride - (at == axis) for at, stride in enumerate(part.stride())],
+            part.storage_offset() + window - 1,
+        )
+        for axis, part in zip((2, 3, 4), products_BHzyxS.chunk(3, dim=-1))
+    )
     return z_term, y_term, x_term
 
 

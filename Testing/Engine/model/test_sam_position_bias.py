@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 
+import pytest
 import torch
 from famsam.model.attention import attend
-from famsam.model.sam_position_bias import padded_window_bias, position_bias
+from famsam.model.sam_position_bias import _terms, padded_window_bias, position_bias, terms_at_once
 
 
 def tables(window: int, channels: int, generator: torch.Generator):
@@ -33,6 +34,18 @@ def test_bias_is_the_published_one():
     found = position_bias(q, *rel, grid_size=3)
     for b, h in itertools.product(range(2), range(2)):
         torch.testing.assert_close(found[b, h], definition(q[b, h].view(3, 3, 3, 4), *rel, size=3))
+
+
+@pytest.mark.parametrize("window", [3, 5])
+def test_the_terms_of_one_product_are_those_of_three(window):
+    generator = torch.Generator().manual_seed(2)
+    q = torch.randn(2, 2, 27, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    rel = tables(window, 4, generator)
+    for found, expected in zip(terms_at_once(q, *rel, grid_size=3), _terms(q, *rel, grid_size=3)):
+        torch.testing.assert_close(found, expected)
+        weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
+        gradients = [torch.autograd.grad((term * weights).sum(), q, retain_graph=True)[0] for term in (found, expected)]
+        torch.testing.assert_close(*gradients)
 
 
 def test_one_virtual_key_is_exactly_the_padded_window():
