@@ -72,6 +72,8 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/model/famsam_encoder.py
   famsam/model/fusion_decoder.py
   famsam/model/int8.py
+  famsam/model/line_kernels.py
+  famsam/model/line_minimum.py
   famsam/model/prompt_maps.py
   famsam/model/proposal_head.py
   famsam/model/registry.py

@@ -22,6 +22,8 @@ from typing import FrozenSet, List, Optional, Tuple
 import torch
 from torch import Tensor
 
+from . import line_minimum
+
 POSITIVE, NEGATIVE, BOX_LOWER, BOX_UPPER = 1, 0, 2, 3
 FAR = 1e3
 """A distance that stands for "no such click"."""
@@ -67,8 +69,8 @@ def nearest_squared(points_BN3: Tensor, chosen_BN: Tensor, size_zyx: Tuple[int, 
         (torch.arange(n, device=points_BN3.device) - points_BN3[..., axis, None].float()).square()
         for axis, n in enumerate(size_zyx)
     )
-    far_BN = torch.where(chosen_BN, 0.0, FAR**2)[:, :, None, None, None]
-    squared_BNzyx = z[:, :, :, None, None] + y[:, :, None, :, None] + x[:, :, None, None, :] + far_BN
+    z = z + torch.where(chosen_BN, 0.0, FAR**2)[:, :, None]
+    squared_BNzyx = z[:, :, :, None, None] + y[:, :, None, :, None] + x[:, :, None, None, :]
     return squared_BNzyx.amin(1).clamp_max(FAR**2)
 
 
@@ -160,6 +162,12 @@ def geodesic_distance(costs_VB3zyx: Tensor, points_BN3: Tensor, chosen_KBN: Tens
     distance.flatten(3).scatter_reduce_(3, at_click_BN.expand(start_KBN.shape), start_KBN, "amin")
     if not distance.is_cuda and not bool(chosen_KBN.any()):
         return distance
+    if line_minimum.works_on(distance):
+        alongs = [costs_VB3zyx[:, :, axis].contiguous() for axis in range(3)]
+        for _ in range(rounds):
+            for axis, cost in enumerate(alongs):
+                line_minimum.cheapest_runs(distance, cost, axis)
+        return distance.clamp_max_(FAR)
     for _ in range(rounds):
         for axis in range(3):
             cost, along = costs_VB3zyx[:, None, :, axis], 3 + axis

@@ -8,14 +8,12 @@ from __future__ import annotations
 from typing import List, Optional, Sequence, Tuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from ..model import line_minimum
 from .sample import Dice
 
-MOST_PAIRS = 2**28
-"""So many pairs of voxels of a line at a time pass through the distance transform (two bytes each)."""
-FAR = 2**11
+FAR = 1e6
 """A squared distance that no voxel has."""
 STEPS_BETWEEN_LOOKS = 8
 """Steps of the flood between two looks at whether it still spreads."""
@@ -77,7 +75,7 @@ class ClicksAtOnce:
     def _voxels(self, error_Bzyx: Tensor) -> Tensor:
         """Flat index of a voxel of each error, (B,); in the first style one deep inside."""
         count = len(error_Bzyx)
-        squared_BV = squared_depth(error_Bzyx).flatten(1).float()
+        squared_BV = squared_depth(error_Bzyx).flatten(1)
         least_B = (0.6 + 0.4 * self._random(count)).square() * squared_BV.amax(1)
         style_B1 = torch.multinomial(self.styles, count, replacement=True, generator=self.generator)[:, None]
         border_BV = squared_BV <= torch.where(style_B1 == 2, 1.0, float("inf"))
@@ -98,20 +96,23 @@ class ClicksAtOnce:
 
 
 def squared_depth(mask_Bzyx: Tensor) -> Tensor:
-    """Squared distance in voxels of what is in a mask to what is not, as is all beyond the border; exact, int16.
+    """Squared distance in voxels of what is in a mask to what is not, as is all beyond the border; exact, float32.
 
     Along one axis the nearest is found by comparing all pairs: d²(i) = min over j of d²(j) + (i - j)² (Felzenszwalb
     and Huttenlocher 2012, eq. 2, whose lower envelopes would be slow on a GPU).
     """
-    squared = F.pad(mask_Bzyx.to(torch.int16) * FAR, (1,) * 6)
-    for axis in (1, 2, 3):
-        length = squared.shape[axis]
-        place = torch.arange(length, device=mask_Bzyx.device, dtype=torch.int16)
-        between = (place[:, None] - place).square()
-        at_once = max(1, MOST_PAIRS // (squared[0].numel() * length))
-        parts = squared.movedim(axis, -1).split(at_once)
-        squared = torch.cat([(part[..., None, :] + between).amin(-1) for part in parts]).movedim(-1, axis)
-    return squared[:, 1:-1, 1:-1, 1:-1]
+    squared = torch.where(mask_Bzyx, FAR, 0.0).contiguous()
+    places = [torch.arange(count, device=mask_Bzyx.device, dtype=torch.float32) for count in mask_Bzyx.shape[1:]]
+    for axis, place in enumerate(places):
+        if line_minimum.works_on(squared):
+            line_minimum.nearest_squared_runs(squared, axis)
+        else:
+            between = (place[:, None] - place).square()
+            squared = (squared.movedim(1 + axis, -1)[..., None, :] + between).amin(-1).movedim(-1, 1 + axis)
+    for axis, place in enumerate(places):
+        to_border = torch.minimum(place + 1, len(place) - place).square()
+        squared = torch.minimum(squared, to_border.view([-1 if a == axis else 1 for a in range(3)]))
+    return squared
 
 
 def flooded(mask_Bzyx: Tensor, flat_B: Tensor) -> Tensor:

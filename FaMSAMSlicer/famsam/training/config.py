@@ -32,6 +32,9 @@ class TrainConfig:
     """Structures that are kept of each crop; ``targets`` of them are drawn whenever it is served."""
     round_weights: Tuple[float, ...] = (0.2, 0.2, 0.2, 0.15, 0.15, 0.1)
     """Chance of 1, 2, 3, ... rounds of clicks in a step."""
+    every_round: bool = False
+    """Whether all rounds are learnt from, those after the first together as much as that one, or the first and the last
+    only."""
     box_chance: float = 0.1
     """Chance that a target also gets a box."""
     mask_chance: float = 0.1

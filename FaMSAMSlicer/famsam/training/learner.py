@@ -46,7 +46,8 @@ def rounds_of_clicks(
     dice: Dice,
     round_loss: RoundLoss,
 ) -> Tuple[Tensor, float, float]:
-    """Mean loss of the first and the last of ``rounds`` rounds of clicks, and the mean Dice after each of the two.
+    """Mean loss of the first and the later of ``rounds`` rounds of clicks, and the mean Dice after the first and the
+    last. Of the later ones the last alone is learnt from, or all; see ``TrainConfig.every_round``.
 
     Args:
         embedding: of B crops.
@@ -68,15 +69,16 @@ def rounds_of_clicks(
         else:
             clicks.click(previous)
         points, labels = clicks.points_BN3, clicks.labels_BN
-        learn = number in (1, rounds)
+        learn = number in (1, rounds) or config.every_round
+        weight = 1 / (rounds - 1) if config.every_round and number > 1 else 1.0
         with torch.set_grad_enabled(learn and torch.is_grad_enabled()):
             decoded = decode(model, embedding, points, labels, previous, number == 1)
         if learn:
             part, last = round_loss(decoded, (points, labels, previous), number == 1)
-            loss = loss + part
+            loss = loss + weight * part
             if config.clicked_weight and previous is not None:
                 asked = clicked_loss(decoded[0][:, :1], targets, clicks.clicked_error())
-                loss = loss + config.clicked_weight * asked.mean()
+                loss = loss + weight * config.clicked_weight * asked.mean()
             first = last if number == 1 else first
         previous = next_logits(model, decoded[0][:, :1].detach(), previous, points, labels)
     return loss / min(rounds, 2), first, last

@@ -6,7 +6,7 @@ size that AdamW's usually has (Liu et al. 2025, arXiv 2502.16982, eq. 4), so tha
 
 from __future__ import annotations
 
-from typing import Any, Iterable
+from typing import Any, Dict, Iterable, List, Tuple
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            alike: Dict[torch.Size, List[Tuple[Any, Tensor]]] = {}
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -52,19 +53,29 @@ class Muon(torch.optim.Optimizer):
                 if "sum" not in state:
                     state["sum"] = torch.zeros_like(gradient)
                 state["sum"].lerp_(gradient, 1 - group["momentum"])
-                ahead = gradient.lerp(state["sum"], group["momentum"])
-                update = orthogonalised(ahead.flatten(1).to(self.precision), group["steps"]).view_as(parameter)
-                scale = ADAMW_RMS * max(update.flatten(1).shape) ** 0.5
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.to(parameter.dtype), alpha=-group["lr"] * scale)
+                ahead = gradient.lerp(state["sum"], group["momentum"]).flatten(1).to(self.precision)
+                alike.setdefault(ahead.shape, []).append((parameter, ahead))
+            for shape, some in alike.items():
+                scale = ADAMW_RMS * max(shape) ** 0.5
+                updates = self._orthogonalised([ahead for _, ahead in some], group["steps"])
+                for (parameter, _), update in zip(some, updates):
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.add_(update.view_as(parameter).to(parameter.dtype), alpha=-group["lr"] * scale)
+
+    def _orthogonalised(self, matrices: List[Tensor], steps: int) -> List[Tensor]:
+        """Each one; on a GPU, which waits for the next product rather than computes, all of one shape at once."""
+        if matrices[0].device.type == "cpu":
+            return [orthogonalised(matrix, steps) for matrix in matrices]
+        return list(orthogonalised(torch.stack(matrices), steps).unbind())
 
 
 def orthogonalised(matrix: Tensor, steps: int = 5) -> Tensor:
-    """A matrix with the same singular vectors and singular values near 1 (0.7 to 1.2), (rows, columns)."""
+    """A matrix with the same singular vectors and singular values near 1 (0.7 to 1.2), (…, rows, columns)."""
     a, b, c = COEFFICIENTS
-    x = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = x / x.norm().clamp_min(1e-7)
+    upright = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if upright else matrix
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     for _ in range(steps):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return x if matrix.shape[0] <= matrix.shape[1] else x.T
+    return x.mT if upright else x

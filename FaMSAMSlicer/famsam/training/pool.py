@@ -37,6 +37,11 @@ class _Shelf:
     owed: float = 0.0
     items: Dict[int, Union[Item, Future[Any], None]] = field(default_factory=dict)
 
+    def drawn(self, number: int) -> bool:
+        """Whether a crop is there."""
+        item = self.items[number]
+        return item.done() if isinstance(item, Future) else item is not None
+
 
 @dataclass(frozen=True)
 class CropMaker:
@@ -96,6 +101,10 @@ class CropPool:
         fresh = self.config.fresh * (self.config.sizes[0][1] / size) ** 2
         start = max(least, self.config.pool // 8) + self.config.ahead
         shelf.owed = shelf.owed + fresh if len(shelf.items) >= start else float(start)
+        hurried = self.workers is not None and self.config.minutes > 0
+        waiting = sum(not shelf.drawn(number) for number in shelf.items) if hurried else 0
+        room = max(0, start - len(shelf.items), self.config.ahead - waiting) if hurried else shelf.owed
+        shelf.owed = min(shelf.owed, room)
         while shelf.owed >= 1:
             shelf.owed -= 1
             shelf.items[self.made] = self._begun(size, self.made)
@@ -107,6 +116,9 @@ class CropPool:
                 item.cancel()
         numbers = sorted(shelf.items)
         ready = numbers[: max(least, len(numbers) - self.config.ahead)]
+        if hurried:
+            drawn = [number for number in numbers if shelf.drawn(number)]
+            ready = drawn if len(drawn) >= least else numbers[:least]
         own = dice.fork(count)
         crops, targets = zip(*(self._served(size, ready[d.integer(0, len(ready) - 1)], d) for d in own))
         return torch.stack(crops), torch.cat(targets)

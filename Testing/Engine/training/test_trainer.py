@@ -405,6 +405,21 @@ def test_crops_that_workers_have_just_begun_are_not_served():
         assert len(pool.shelves[32].items) <= 12
 
 
+def test_with_little_time_what_is_drawn_is_served_and_no_more_begun_than_there_is_room():
+    config = dataclasses.replace(SHORT, pool=8, ahead=3, fresh=4.0, minutes=1.0)
+    pool = CropPool(ball_source, config, Famsam(TINY).normalise, CPU, seed=0, workers=1)
+    try:
+        pool.batch(32, 2, Dice(0, CPU))
+        for n in range(1, 10):
+            items = pool.shelves[32].items
+            waiting = sum(not pool.shelves[32].drawn(number) for number in items)
+            before = pool.made
+            pool.batch(32, 2, Dice(n, CPU))
+            assert pool.made - before <= max(3, 3 - waiting) and len(items) <= 11
+    finally:
+        pool.close()
+
+
 def test_of_the_kept_structures_some_are_served_each_time():
     def striped(size, dice):
         labels = torch.arange(size)[:, None, None].expand(size, size, size) // 8 + 1
