@@ -1,7 +1,8 @@
-"""Minima over straight lines of voxels in one pass on a GPU: what geodesic and Euclidean distance maps are made of.
+"""Minima over straight lines of voxels, every voxel compared with every other of its line: what geodesic and Euclidean
+distance maps are made of.
 
-Every voxel is compared with every other of its line, which a GPU does in registers; running minima there take many
-passes over the memory. Where there is no Triton (it comes with PyTorch on Linux), callers do without.
+A GPU does that in registers, in one Triton kernel; running minima there take many passes over the memory. Where there
+is no Triton (it comes with PyTorch on Linux), and on a CPU, all pairs are written out, which is meant for small tensors.
 """
 
 from __future__ import annotations
@@ -9,14 +10,15 @@ from __future__ import annotations
 import functools
 from typing import Any, Optional
 
+import torch
 from torch import Tensor
 
 PAIRS_AT_ONCE = 4096
 """So many pairs of voxels one program compares."""
 
 
-def works_on(tensor: Tensor) -> bool:
-    """Whether the functions below take tensors of this device."""
+def is_fast_on(tensor: Tensor) -> bool:
+    """Whether there is a kernel for tensors of this device."""
     return tensor.is_cuda and _kernel() is not None
 
 
@@ -27,7 +29,7 @@ def cheapest_runs(distance_VKBzyx: Tensor, cost_VBzyx: Tensor, axis: int) -> Non
         distance_VKBzyx: contiguous float32.
         cost_VBzyx: cumulated costs along that axis, contiguous float32.
     """
-    _run(distance_VKBzyx, axis, cost_VBzyx, distance_VKBzyx.shape[1])
+    _run(distance_VKBzyx, axis, cost_VBzyx)
 
 
 def nearest_squared_runs(squared_Bzyx: Tensor, axis: int) -> None:
@@ -39,18 +41,27 @@ def nearest_squared_runs(squared_Bzyx: Tensor, axis: int) -> None:
     _run(squared_Bzyx, axis)
 
 
-def _run(values: Tensor, axis: int, cost: Optional[Tensor] = None, choices: int = 1) -> None:
+def _run(values: Tensor, axis: int, cost: Optional[Tensor] = None) -> None:
     if not values.is_contiguous() or (cost is not None and not cost.is_contiguous()):
         raise ValueError("Expected contiguous tensors.")
-    sizes = values.shape[-3:]
-    length, inner = sizes[axis], sizes[axis + 1 :].numel()
+    if is_fast_on(values):
+        _run_kernel(values, axis, cost)
+        return
+    lines, last = values.movedim(axis - 3, -1), values.shape[axis - 3]
+    place = torch.arange(last, device=values.device, dtype=values.dtype)
+    at = place if cost is None else cost[:, None].movedim(axis - 3, -1)
+    apart = at[..., :, None] - at[..., None, :]
+    between = apart.square() if cost is None else apart.abs()
+    values.copy_((lines[..., None, :] + between).amin(-1).movedim(-1, axis - 3))
+
+
+def _run_kernel(values: Tensor, axis: int, cost: Optional[Tensor]) -> None:
+    length, inner = values.shape[axis - 3], values.shape[values.ndim + axis - 2 :].numel()
     lines = values.numel() // length
     padded = 1 << (length - 1).bit_length()
     block = max(1, PAIRS_AT_ONCE // padded**2)
-    per_cost = 1 if cost is None else cost[0].numel() // (length * inner)
-    kernel = _kernel()
-    assert kernel is not None  # see ``works_on``
-    kernel[(-(-lines // block),)](
+    choices, per_cost = (1, 1) if cost is None else (values.shape[1], cost[0].numel() // (length * inner))
+    _kernel()[(-(-lines // block),)](
         values, values if cost is None else cost, lines, length, inner, choices, per_cost,
         SQUARED=cost is None, PADDED=padded, BLOCK=block,
     )

@@ -162,7 +162,7 @@ def geodesic_distance(costs_VB3zyx: Tensor, points_BN3: Tensor, chosen_KBN: Tens
     distance.flatten(3).scatter_reduce_(3, at_click_BN.expand(start_KBN.shape), start_KBN, "amin")
     if not distance.is_cuda and not bool(chosen_KBN.any()):
         return distance
-    if line_minimum.works_on(distance):
+    if line_minimum.is_fast_on(distance):
         alongs = [costs_VB3zyx[:, :, axis].contiguous() for axis in range(3)]
         for _ in range(rounds):
             for axis, cost in enumerate(alongs):

@@ -15,8 +15,8 @@ from .sample import Dice
 
 FAR = 1e6
 """A squared distance that no voxel has."""
-STEPS_BETWEEN_LOOKS = 8
-"""Steps of the flood between two looks at whether it still spreads."""
+BENDS_BETWEEN_LOOKS = 3
+"""So often a flood runs along every axis between two looks at whether it still spreads."""
 
 
 class ClicksAtOnce:
@@ -102,15 +102,11 @@ def squared_depth(mask_Bzyx: Tensor) -> Tensor:
     and Huttenlocher 2012, eq. 2, whose lower envelopes would be slow on a GPU).
     """
     squared = torch.where(mask_Bzyx, FAR, 0.0).contiguous()
-    places = [torch.arange(count, device=mask_Bzyx.device, dtype=torch.float32) for count in mask_Bzyx.shape[1:]]
-    for axis, place in enumerate(places):
-        if line_minimum.works_on(squared):
-            line_minimum.nearest_squared_runs(squared, axis)
-        else:
-            between = (place[:, None] - place).square()
-            squared = (squared.movedim(1 + axis, -1)[..., None, :] + between).amin(-1).movedim(-1, 1 + axis)
-    for axis, place in enumerate(places):
-        to_border = torch.minimum(place + 1, len(place) - place).square()
+    for axis in range(3):
+        line_minimum.nearest_squared_runs(squared, axis)
+    for axis, count in enumerate(mask_Bzyx.shape[1:]):
+        place = torch.arange(count, device=mask_Bzyx.device, dtype=torch.float32)
+        to_border = torch.minimum(place + 1, count - place).square()
         squared = torch.minimum(squared, to_border.view([-1 if a == axis else 1 for a in range(3)]))
     return squared
 
@@ -118,18 +114,19 @@ def squared_depth(mask_Bzyx: Tensor) -> Tensor:
 def flooded(mask_Bzyx: Tensor, flat_B: Tensor) -> Tensor:
     """The connected piece (by faces) of each mask that holds a voxel, given by its flat index; bool, empty if the voxel
     is not in the mask."""
-    start_BV = torch.zeros_like(mask_Bzyx).flatten(1).scatter(1, flat_B[:, None], True)
-    piece_Bzyx = start_BV.view_as(mask_Bzyx) & mask_Bzyx
-    before = -1
-    while before != (reached := int(piece_Bzyx.sum())):
-        before = reached
-        for _ in range(STEPS_BETWEEN_LOOKS):
-            grown = piece_Bzyx.clone()
-            for axis in (1, 2, 3):
-                last = mask_Bzyx.shape[axis] - 1
-                grown.narrow(axis, 1, last).logical_or_(piece_Bzyx.narrow(axis, 0, last))
-                grown.narrow(axis, 0, last).logical_or_(piece_Bzyx.narrow(axis, 1, last))
-            piece_Bzyx = grown.logical_and_(mask_Bzyx)
+    outside_Bzyx = (~mask_Bzyx).float()
+    # Half of a wall on either side of it, so that to enter one costs as much as to leave it.
+    walls = [(outside_Bzyx.cumsum(1 + axis) - 0.5 * outside_Bzyx)[None].contiguous() for axis in range(3)]
+    start_B1 = torch.where(mask_Bzyx.flatten(1).gather(1, flat_B[:, None]), 0.0, FAR)
+    distance_BV = torch.full_like(outside_Bzyx, FAR).flatten(1).scatter(1, flat_B[:, None], start_B1)
+    distance_11Bzyx = distance_BV.view_as(outside_Bzyx)[None, None]
+    before, reached = -1, 0
+    while before != reached:
+        for _ in range(BENDS_BETWEEN_LOOKS):
+            for axis, wall in enumerate(walls):
+                line_minimum.cheapest_runs(distance_11Bzyx, wall, axis)
+        piece_Bzyx = distance_11Bzyx[0, 0] < 0.25
+        before, reached = reached, int(piece_Bzyx.sum())
     return piece_Bzyx
 
 

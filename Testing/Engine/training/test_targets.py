@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import cc3d
+import edt
 import numpy as np
 import pytest
 import torch
-from famsam.training.clicks_at_once import ClicksAtOnce
+from famsam.training.clicks_at_once import ClicksAtOnce, flooded, squared_depth
 from famsam.training.sample import Dice, Sample
 from famsam.training.synthetic import synthetic_sample
 from famsam.training.targets import MIN_VOXELS, ClickSimulator, corrupted, draw_targets, halve
@@ -135,6 +136,20 @@ def test_the_clicked_error_is_one_piece(simulator_of):
     torch.testing.assert_close(clicks.clicked_error(), wanted)
     clicks.no_click()
     assert not clicks.clicked_error().any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_floods_and_depths_at_once_are_exact(seed):
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.rand(3, 12, 10, 14, generator=generator) > 0.4
+    masks[2] = True
+    at = torch.randint(0, masks[0].numel(), (3,), generator=generator)
+    for mask, index, piece, squared in zip(masks, at.tolist(), flooded(masks, at), squared_depth(masks)):
+        pieces = cc3d.connected_components(np.ascontiguousarray(mask.numpy()), connectivity=6)
+        own = pieces.ravel()[index]
+        np.testing.assert_array_equal(piece.numpy(), (pieces == own) & (own > 0))
+        depth = edt.edt(np.ascontiguousarray(mask.numpy()), black_border=True)
+        np.testing.assert_allclose(squared.numpy(), depth**2, atol=1e-3)
 
 
 def logits_of(targets):
