@@ -1,8 +1,8 @@
 """Minima over straight lines of voxels, every voxel compared with every other of its line: what geodesic and Euclidean
 distance maps are made of.
 
-A GPU does that in registers, in one Triton kernel; running minima there take many passes over the memory. Where there
-is no Triton (it comes with PyTorch on Linux), and on a CPU, all pairs are written out, which is meant for small tensors.
+A GPU does that in registers, in one Triton kernel; running minima there take many passes over the memory. Without
+Triton (it comes with PyTorch on Linux), and on a CPU, all pairs are written out, which is meant for small tensors.
 """
 
 from __future__ import annotations
