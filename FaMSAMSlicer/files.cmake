@@ -132,6 +132,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/training/pool.py
   famsam/training/prompting.py
   famsam/training/proposals.py
+  famsam/training/recorded_steps.py
   famsam/training/sample.py
   famsam/training/scans.py
   famsam/training/shapes.py

@@ -121,10 +121,14 @@ class Recordings:
         return _Recording(own, replay, result)
 
 
-def cuda_graph(call: Call, device: torch.device) -> Tuple[Call, Any]:
+def cuda_graph(call: Call, device: torch.device, rehearsals: int = 3) -> Tuple[Call, Any]:
     """Record a call on a CUDA device as a graph.
 
     All graphs of a device share the memory of what they compute on the way; replay them on one stream only.
+
+    Args:
+        rehearsals: so often it is called before, since the first calls allocate buffers, compile kernels and choose
+            among algorithms. Without any, it must have been called before, on ``recording_stream``.
 
     Raises:
         RuntimeError: the call waits for the GPU, or allocates in a way that cannot be recorded.
@@ -134,12 +138,17 @@ def cuda_graph(call: Call, device: torch.device) -> Tuple[Call, Any]:
         aside.wait_stream(torch.cuda.current_stream())
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.stream(aside):
-            for _ in range(3):
+            for _ in range(rehearsals):
                 call()
             with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
                 result = call()
         torch.cuda.current_stream().wait_stream(aside)
     return graph.replay, result
+
+
+def recording_stream(device: torch.device) -> torch.cuda.Stream:
+    """On which all calls on a device are recorded."""
+    return _aside(device)[0]
 
 
 @functools.cache

@@ -17,13 +17,15 @@ from famsam.recordings import RECORDED
 from famsam.runtime import autocast
 from famsam.training.clicks_at_once import ClicksAtOnce
 from famsam.training.config import TrainConfig
+from famsam.training.learner import Plan
 from famsam.training.sample import Dice
 from famsam.training.trainer import Trainer, synthetic_source
 
 GPU = torch.device("cuda", 0)
 TINY = FamsamConfig((8, 8, 8, 8), token_channels=32, depth=2, heads=2, decoder_channels=(8, 8, 16), decoder_depth=1)
 TRAINING = TrainConfig(
-    steps=4, sizes=((1.0, 64, 2),), pool=4, validate_every=2, validation_batches=1, optimiser="muon", every_round=True
+    steps=5, sizes=((1.0, 64, 2),), pool=4, validate_every=2, validation_batches=1, optimiser="muon", every_round=True,
+    clicked_weight=1.0, round_weights=(0, 1), mask_chance=0.0, box_chance=0.0,
 )
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU here")
@@ -118,6 +120,25 @@ def test_a_run_trains_there_and_goes_on(tmp_path):
     finally:
         trainer.pool.close()
     assert any(not torch.equal(new, old) for new, old in zip(trainer.model.parameters(), before))
-    resumed = Trainer(tmp_path, synthetic_source, dataclasses.replace(TRAINING, steps=5), device=GPU)
+    recordings = trainer.recorded.replays._kept
+    assert len(recordings) == 2 and all(recording is not None for recording in recordings.values())
+    resumed = Trainer(tmp_path, synthetic_source, dataclasses.replace(TRAINING, steps=6), device=GPU)
     resumed.run()
-    assert resumed.step == 5
+    assert resumed.step == 6
+
+
+def test_recorded_gradients_are_those_computed(tmp_path):
+    """Twice the same crops, prompts that do not depend on chance: a corner of a cube that fills its only voxel."""
+    config = dataclasses.replace(TRAINING, precision="fp32", targets=1)
+    trainer = Trainer(tmp_path, synthetic_source, config, TINY, GPU)
+    targets = torch.zeros(2, 1, 32, 32, 32, device=GPU)
+    targets[:, :, 9, 9, 9] = 1
+    crops = torch.randn(2, 1, 64, 64, 64, generator=torch.Generator().manual_seed(0)).to(GPU)
+    found = []
+    with trainer.recorded.running():
+        for _ in range(4):
+            values = trainer.recorded.gradients(crops, targets, Plan(1), Dice(0, GPU))
+            gradients = [p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]
+            found.append((torch.cat(gradients).cpu(), float(values["loss"])))
+    for gradient, loss in found[1:]:
+        assert apart(gradient, found[0][0]) < 1e-3 and loss == pytest.approx(found[0][1], rel=1e-4)

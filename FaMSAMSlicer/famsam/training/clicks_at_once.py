@@ -17,6 +17,8 @@ FAR = 1e6
 """A squared distance that no voxel has."""
 BENDS_BETWEEN_LOOKS = 3
 """So often a flood runs along every axis between two looks at whether it still spreads."""
+BENDS_UNSEEN = 12
+"""So often where a look would wait for a GPU: what bends more often is left out."""
 
 
 class ClicksAtOnce:
@@ -32,7 +34,8 @@ class ClicksAtOnce:
         self.truth = torch.where(most_B111 > 0.5, target_Bzyx > 0.5, target_Bzyx >= 0.8 * most_B111)
         self.device = targets_B1zyx.device
         self.generator = dice.fork(1)[0].generator
-        self.styles = torch.tensor(styles, dtype=torch.float, device=self.device)
+        total = sum(styles)
+        self.deep, self.anywhere = styles[0] / total, (styles[0] + styles[1]) / total
         self.points: List[Tensor] = []
         self.labels: List[Tensor] = []
         self._error: Optional[Tuple[Tensor, Tensor]] = None
@@ -77,9 +80,9 @@ class ClicksAtOnce:
         count = len(error_Bzyx)
         squared_BV = squared_depth(error_Bzyx).flatten(1)
         least_B = (0.6 + 0.4 * self._random(count)).square() * squared_BV.amax(1)
-        style_B1 = torch.multinomial(self.styles, count, replacement=True, generator=self.generator)[:, None]
-        border_BV = squared_BV <= torch.where(style_B1 == 2, 1.0, float("inf"))
-        deep_BV = squared_BV >= torch.where(style_B1 == 0, least_B[:, None], 0.0)
+        style_B1 = self._random(count, 1)
+        border_BV = squared_BV <= torch.where(style_B1 >= self.anywhere, 1.0, float("inf"))
+        deep_BV = squared_BV >= torch.where(style_B1 < self.deep, least_B[:, None], 0.0)
         candidates_BV = error_Bzyx.flatten(1) & border_BV & deep_BV
         return (candidates_BV * (1e-3 + self._random(*candidates_BV.shape))).argmax(1)
 
@@ -113,19 +116,22 @@ def squared_depth(mask_Bzyx: Tensor) -> Tensor:
 
 def flooded(mask_Bzyx: Tensor, flat_B: Tensor) -> Tensor:
     """The connected piece (by faces) of each mask that holds a voxel, given by its flat index; bool, empty if the voxel
-    is not in the mask."""
+    is not in the mask. On a GPU the part of it that few bends lead to, see ``BENDS_UNSEEN``."""
     outside_Bzyx = (~mask_Bzyx).float()
     # Half of a wall on either side of it, so that to enter one costs as much as to leave it.
     walls = [(outside_Bzyx.cumsum(1 + axis) - 0.5 * outside_Bzyx)[None].contiguous() for axis in range(3)]
     start_B1 = torch.where(mask_Bzyx.flatten(1).gather(1, flat_B[:, None]), 0.0, FAR)
     distance_BV = torch.full_like(outside_Bzyx, FAR).flatten(1).scatter(1, flat_B[:, None], start_B1)
     distance_11Bzyx = distance_BV.view_as(outside_Bzyx)[None, None]
+    unseen = line_minimum.is_fast_on(distance_11Bzyx)
     before, reached = -1, 0
     while before != reached:
-        for _ in range(BENDS_BETWEEN_LOOKS):
+        for _ in range(BENDS_UNSEEN if unseen else BENDS_BETWEEN_LOOKS):
             for axis, wall in enumerate(walls):
                 line_minimum.cheapest_runs(distance_11Bzyx, wall, axis)
         piece_Bzyx = distance_11Bzyx[0, 0] < 0.25
+        if unseen:
+            break
         before, reached = reached, int(piece_Bzyx.sum())
     return piece_Bzyx
 

@@ -79,6 +79,10 @@ class TrainConfig:
     recompute: bool = False
     """Forget what the encoder and each decoding computed and compute it again for the gradients: less memory, more
     time."""
+    recorded: bool = True
+    """On one GPU, whether steps are recorded as CUDA graphs; see ``recorded_steps``. Recording takes seconds for each
+    size of the crops and number of rounds and saves most of the time of all later steps. The clicks of such a run are
+    not those of another with the same seed."""
     seed: int = 0
     validate_every: int = 500
     validation_batches: int = 10

@@ -28,7 +28,7 @@ from ..model.famsam import FamsamConfig
 from ..model.sam_config import FASTSAM3D, Sam3DConfig
 from . import prompting
 from .config import CONFIG_NAME, TrainConfig
-from .learner import Decoded, Learner, RoundLoss, label_loss, maybe_recomputed, rounds_of_clicks
+from .learner import Decoded, Learner, RoundLoss, Values, label_loss, maybe_recomputed, rounds_of_clicks
 from .losses import balance
 from .sample import Dice, Source
 from .trainer import Trainer
@@ -157,6 +157,8 @@ def encode_with_layers(
 class DistillLearner(Learner):
     """The student with what carries its layers over to the teacher's width; the teacher itself never learns."""
 
+    can_be_planned = False
+
     def __init__(
         self, student: PromptableModel, teacher: PromptableModel, config: TrainConfig, distill: DistillConfig
     ) -> None:
@@ -184,10 +186,10 @@ class DistillLearner(Learner):
         """k in step ``step`` (from 0); 0 once the layers are done."""
         return layers_to_match(step + 1, self.layer_steps, self.depth) if step < self.layer_steps else 0
 
-    def forward(self, crops: Tensor, targets: Tensor, dice: Dice, step: int) -> Tuple[Tensor, Dict[str, float]]:
+    def forward(self, crops: Tensor, targets: Tensor, dice: Dice, step: int) -> Tuple[Tensor, Values]:
         config, k = self.config, self.matched_layers(step)
         names = ["first", "last", "logits", *(f"layer{i + 1}" for i in range(self.depth))]
-        values = dict.fromkeys(names, math.nan)
+        values: Values = dict.fromkeys(names, math.nan)
         embedding, layers = encode_with_layers(self.model, crops[:, :1], config.recompute)
         teaching: Optional[Embedding] = None
         distances: List[Tensor] = []
@@ -195,13 +197,12 @@ class DistillLearner(Learner):
             with torch.no_grad():
                 teaching, wanted = encode_with_layers(self.teacher, crops[:, 1:])
             distances = self._distances(layers, wanted)
-            values.update({f"layer{i + 1}": float(d.detach()) for i, d in enumerate(distances)})
+            values.update({f"layer{i + 1}": d.detach() for i, d in enumerate(distances)})
         if k:
             return torch.stack(distances[:k]).mean(), values
-        rounds = 1 + dice.pick(config.round_weights)
         round_loss = self._round_loss(teaching, targets, values)
         loss, values["first"], values["last"] = rounds_of_clicks(
-            self.model, embedding, targets, rounds, config, dice, round_loss
+            self.model, embedding, targets, self.plan(dice), config, dice, round_loss
         )
         return loss, values
 
@@ -213,12 +214,14 @@ class DistillLearner(Learner):
         pairs = zip(self.projections, layers, self.matched)
         return [layer_distance(wanted[i - 1], project(x), self.distill.unit_scale) for project, x, i in pairs]
 
-    def _round_loss(self, teaching: Optional[Embedding], targets: Tensor, values: Dict[str, float]) -> RoundLoss:
+    def _round_loss(self, teaching: Optional[Embedding], targets: Tensor, values: Values) -> RoundLoss:
         of_labels = label_loss(self.config, targets)
         if teaching is not None:
             teaching = prompting.expand(teaching, len(targets) // len(teaching.tokens))
 
-        def loss(decoded: Decoded, given: Tuple[Tensor, Tensor, Optional[Tensor]], first: bool) -> Tuple[Tensor, float]:
+        def loss(
+            decoded: Decoded, given: Tuple[Tensor, Tensor, Optional[Tensor]], first: bool
+        ) -> Tuple[Tensor, Tensor]:
             against_labels, dice_score = of_labels(decoded, given, first)
             total = self.distill.label_weight * against_labels
             if teaching is not None and self.distill.logit_weight:
@@ -226,7 +229,7 @@ class DistillLearner(Learner):
                     wanted, wanted_quality = prompting.decode(self.teacher, teaching, *given, several=first)
                 count = min(decoded[0].shape[1], wanted.shape[1])
                 imitation = imitation_loss(decoded[0][:, :count], wanted[:, :count]).mean()
-                values["logits"] = float(imitation.detach())
+                values["logits"] = imitation.detach()
                 imitation = imitation + F.mse_loss(decoded[1][:, :count].float(), wanted_quality[:, :count].float())
                 total = total + self.distill.logit_weight * imitation
             return total, dice_score

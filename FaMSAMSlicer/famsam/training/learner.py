@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,32 @@ from .losses import clicked_loss, mask_loss, prompt_loss, true_iou
 from .sample import Dice
 from .targets import ClickSimulator, corrupted
 
+Values = Dict[str, Union[Tensor, float]]
+"""Single numbers to log, by name."""
 Decoded = Tuple[Tensor, Tensor]
 """Logits (B, M, z, y, x) and predicted IoU (B, M)."""
-RoundLoss = Callable[[Decoded, Tuple[Tensor, Tensor, Optional[Tensor]], bool], Tuple[Tensor, float]]
+RoundLoss = Callable[[Decoded, Tuple[Tensor, Tensor, Optional[Tensor]], bool], Tuple[Tensor, Tensor]]
 """(what was decoded, (points, labels, previous logits) it was decoded from, first round?) -> loss, Dice."""
+
+
+class Plan(NamedTuple):
+    """What a step does with every target of its batch."""
+
+    rounds: int
+    mask: bool = False
+    """Whether it starts from a faulty mask to be refined,"""
+    waits: bool = False
+    """and if so, whether the first round has no click."""
+    boxes: bool = False
+    """Whether half of the targets also get a box."""
+
+    @classmethod
+    def drawn(cls, config: TrainConfig, takes_boxes: bool, dice: Dice) -> Plan:
+        """One with the chances that the configuration gives."""
+        rounds = 1 + dice.pick(config.round_weights)
+        mask = dice.chance(config.mask_chance)
+        waits, boxes = dice.chance(0.5), dice.chance(config.box_chance * 2)
+        return cls(rounds, mask, mask and waits, boxes and takes_boxes and not mask)
 
 
 def maybe_recomputed(function: Callable[..., Any], recompute: bool) -> Callable[..., Any]:
@@ -41,13 +63,13 @@ def rounds_of_clicks(
     model: PromptableModel,
     embedding: Embedding,
     targets: Tensor,
-    rounds: int,
+    plan: Plan,
     config: TrainConfig,
     dice: Dice,
     round_loss: RoundLoss,
-) -> Tuple[Tensor, float, float]:
-    """Mean loss of the first and the later of ``rounds`` rounds of clicks, and the mean Dice after the first and the
-    last. Of the later ones the last alone is learnt from, or all; see ``TrainConfig.every_round``.
+) -> Tuple[Tensor, Tensor, Tensor]:
+    """Mean loss of the first and the later rounds of clicks, and the mean Dice after the first and the last. Of the
+    later ones the last alone is learnt from, or all; see ``TrainConfig.every_round``.
 
     Args:
         embedding: of B crops.
@@ -56,15 +78,14 @@ def rounds_of_clicks(
     embedding = prompting.expand(embedding, len(targets) // len(embedding.tokens))
     decode = maybe_recomputed(prompting.decode, config.recompute)
     clicks = simulated_clicks(targets, dice, config.click_styles)
-    previous: Optional[Tensor] = None
-    if dice.chance(config.mask_chance):
-        previous = corrupted(targets, dice)
-    elif dice.chance(config.box_chance * 2) and model.takes_boxes:
+    previous = corrupted(targets, dice) if plan.mask else None
+    if plan.boxes:
         clicks.add_boxes(0.5)
+    rounds = plan.rounds
     loss = targets.new_zeros(())
-    first = last = 0.0
+    first = last = loss
     for number in range(1, rounds + 1):
-        if number == 1 and previous is not None and dice.chance(0.5):
+        if number == 1 and plan.waits:
             clicks.no_click()
         else:
             clicks.click(previous)
@@ -107,19 +128,18 @@ def label_loss(config: TrainConfig, targets: Tensor) -> RoundLoss:
         focal_gamma=config.focal_gamma,
     )
 
-    def loss(decoded: Decoded, _given: Any, first: bool) -> Tuple[Tensor, float]:
-        value, dice_score = prompt_loss(*decoded, targets, ambiguous=first, of_masks=of_masks)
-        return value, float(dice_score)
+    def loss(decoded: Decoded, _given: Any, first: bool) -> Tuple[Tensor, Tensor]:
+        return prompt_loss(*decoded, targets, ambiguous=first, of_masks=of_masks)
 
     return loss
 
 
 def training_loss(
-    model: PromptableModel, crops_B1ZYX: Tensor, targets: Tensor, rounds: int, config: TrainConfig, dice: Dice
-) -> Tuple[Tensor, float, float]:
+    model: PromptableModel, crops_B1ZYX: Tensor, targets: Tensor, plan: Plan, config: TrainConfig, dice: Dice
+) -> Tuple[Tensor, Tensor, Tensor]:
     """``rounds_of_clicks`` on crops, learning from the true masks."""
     embedding = maybe_recomputed(prompting.encode, config.recompute)(model, crops_B1ZYX)
-    return rounds_of_clicks(model, embedding, targets, rounds, config, dice, label_loss(config, targets))
+    return rounds_of_clicks(model, embedding, targets, plan, config, dice, label_loss(config, targets))
 
 
 class Learner(nn.Module):
@@ -128,15 +148,25 @@ class Learner(nn.Module):
     Its parameters are those that learn: the network's, named "model.…", and what a subclass adds to them.
     """
 
+    can_be_planned = True
+    """Whether ``forward`` is ``planned`` with whatever ``plan`` says, the same in every step."""
+
     def __init__(self, model: PromptableModel, config: TrainConfig) -> None:
         super().__init__()
         self.model = model
         self.config = config
 
-    def forward(self, crops: Tensor, targets: Tensor, dice: Dice, step: int) -> Tuple[Tensor, Dict[str, float]]:
+    def forward(self, crops: Tensor, targets: Tensor, dice: Dice, step: int) -> Tuple[Tensor, Values]:
         """The loss of a batch, and what to write into the log."""
-        rounds = 1 + dice.pick(self.config.round_weights)
-        loss, first, last = training_loss(self.model, crops, targets, rounds, self.config, dice)
+        return self.planned(crops, targets, self.plan(dice), dice)
+
+    def plan(self, dice: Dice) -> Plan:
+        """What to do with the next batch."""
+        return Plan.drawn(self.config, self.model.takes_boxes, dice)
+
+    def planned(self, crops: Tensor, targets: Tensor, plan: Plan, dice: Dice) -> Tuple[Tensor, Values]:
+        """``forward`` once that is decided."""
+        loss, first, last = training_loss(self.model, crops, targets, plan, self.config, dice)
         return loss, {"first": first, "last": last}
 
     def normalise(self, crop_B1ZYX: Tensor, inside_B1ZYX: Tensor) -> Tensor:

@@ -60,7 +60,8 @@ class Muon(torch.optim.Optimizer):
                 updates = self._orthogonalised([ahead for _, ahead in some], group["steps"])
                 for (parameter, _), update in zip(some, updates):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update.view_as(parameter).to(parameter.dtype), alpha=-group["lr"] * scale)
+                    # The rate may be a tensor: one that a CUDA graph of this step is to read.
+                    parameter.sub_(update.view_as(parameter).to(parameter.dtype) * (group["lr"] * scale))
 
     def _orthogonalised(self, matrices: List[Tensor], steps: int) -> List[Tensor]:
         """Each one; on a GPU, which waits for the next product rather than computes, all of one shape at once."""

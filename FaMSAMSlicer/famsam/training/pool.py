@@ -153,10 +153,14 @@ class CropPool:
         if found is None:
             item = self.maker(size, number, self.device)
         else:
-            crop, targets = (torch.from_numpy(part).to(self.device) for part in found.result())
+            crop, targets = (self._sent(torch.from_numpy(part)) for part in found.result())
             item = crop, targets
         items[number] = item
         return item
+
+    def _sent(self, part: Tensor) -> Tensor:
+        """To the device, which need not be idle."""
+        return part.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else part
 
     def _served(self, size: int, number: int, dice: Dice) -> Tuple[Tensor, Tensor]:
         crop, targets = self._item(size, number)
@@ -167,7 +171,7 @@ class CropPool:
         count, wanted = len(targets_T1zyx), self.config.targets
         chosen = torch.randperm(count, generator=dice.host)[:wanted].tolist()
         chosen += [dice.integer(0, count - 1) for _ in range(wanted - len(chosen))]
-        return targets_T1zyx[chosen]
+        return torch.stack([targets_T1zyx[index] for index in chosen])  # a list would be sent to a GPU
 
 
 _maker_of_worker: List[CropMaker] = []

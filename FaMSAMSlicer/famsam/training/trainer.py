@@ -7,6 +7,7 @@ together, each on ``sizes`` crops a step; the folder must be one that all of the
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import logging
@@ -14,7 +15,7 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,10 @@ from ..model.base import PromptableModel
 from ..runtime import autocast
 from . import prompting, team
 from .config import CONFIG_NAME, TrainConfig, config_of_run, config_to_dict
-from .learner import Learner, validation_scores
+from .learner import Learner, Values, validation_scores
 from .muon import Muon
 from .pool import CropPool
+from .recorded_steps import RecordedSteps, set_rate, with_tensor_rates
 from .sample import Dice, Sample, Source
 from .synthetic import synthetic_sample
 
@@ -36,6 +38,10 @@ _LOG = logging.getLogger(__name__)
 
 JUDGES = ("quality",)
 """Modules that Muon leaves to AdamW: small heads that predict a number. Its large steps made one of them constant."""
+OWN_SETTINGS = ("lr", "initial_lr", "capturable")
+"""Of an optimiser's groups, what a run that goes on says anew."""
+SHOW_EVERY = 5
+"""Steps between two looks at what the progress bar shows."""
 SMALLEST_KERNEL = 8
 """Muon learns matrices and kernels of at least so many rows and columns, no depthwise ones."""
 
@@ -119,8 +125,9 @@ class Trainer:
         for _, size, _ in self.config.sizes:
             prompting.check_crop_size(self.model, size)
         self.learner = self._make_learner().to(self.device)
-        self.average = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=_moving_average(self.config.ema))
+        self.average = torch.optim.swa_utils.AveragedModel(self.model)
         self.optimisers = _optimisers(self.learner, self.config)
+        self.recorded = self._recorded_steps()
         self.step = 0
         self.seconds = 0.0
         self.smooth = _Smoothed()
@@ -137,6 +144,14 @@ class Trainer:
         """What learns: ``self.model``, and how."""
         return Learner(self.model, self.config)
 
+    def _recorded_steps(self) -> Optional[RecordedSteps]:
+        """Steps as CUDA graphs, where that can be."""
+        alone = self.device.type == "cuda" and team.part()[1] == 1
+        if not (self.config.recorded and alone and self.learner.can_be_planned and not self.config.recompute):
+            return None
+        with_tensor_rates(self.optimisers, self.device)
+        return RecordedSteps(self.learner, self.optimisers, self.config, self.device)
+
     def _pool(self, source: Source, seed: int) -> CropPool:
         return CropPool(source, self.config, self.learner.normalise, self.device, seed, self.workers)
 
@@ -150,6 +165,10 @@ class Trainer:
 
     def run(self, time_limit_s: float = math.inf, progress: bool = False) -> None:
         """Train until the last step or for ``time_limit_s`` seconds; a checkpoint is left either way."""
+        with self.recorded.running() if self.recorded is not None else contextlib.nullcontext():
+            self._run(time_limit_s, progress)
+
+    def _run(self, time_limit_s: float, progress: bool) -> None:
         config, started, leads = self.config, time.monotonic(), team.leads()
         validation = self._validation_batches() if leads else []
         bar = tqdm(total=config.steps, initial=self.step, disable=not (progress and leads), unit="step", mininterval=5)
@@ -162,7 +181,8 @@ class Trainer:
             self.seconds += time.monotonic() - before
             over = self._done() >= 1
             bar.update()
-            bar.set_postfix({name: f"{value:.3f}" for name, value in self.smooth.values.items()}, refresh=False)
+            if self.step % SHOW_EVERY == 0 and not bar.disable:
+                bar.set_postfix({name: f"{value:.3f}" for name, value in self.smooth.values.items()}, refresh=False)
             if leads and (self.step % config.validate_every == 0 or over):
                 scores = validation_scores(self.averaged_model(), validation, config)
                 self._log(self.smooth.values, scores)
@@ -171,32 +191,45 @@ class Trainer:
         bar.close()
         self.save()
 
-    def _gradients(self) -> Dict[str, float]:
-        """Leave the gradients of this step's loss, the team's mean, in the parameters; what to log."""
+    def _one_step(self) -> Values:
         config = self.config
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                set_rate(group, group["initial_lr"] * self._schedule())
         dice = Dice(config.seed * 1_000_003 + self.step, self.device, team.part())
         sizes = config.sizes_at(self._done())
         size, count = sizes[dice.pick([1.0] * len(sizes)) if len(sizes) > 1 else 0]
         crops, targets = self.pool.batch(size, count, dice)
         self.learner.train()
-        with autocast(self.device, config.precision):
+        if self.recorded is not None:
+            values = self.recorded.gradients(crops, targets, self.learner.plan(dice), dice)
+            self.recorded.update()
+            self._average()
+        else:
+            values = self._gradients(crops, targets, dice)
+            if torch.isfinite(nn.utils.clip_grad_norm_(self.learner.parameters(), 1.0)):
+                for optimiser in self.optimisers:
+                    optimiser.step()
+                self._average()
+            for optimiser in self.optimisers:
+                optimiser.zero_grad(set_to_none=True)
+        return values
+
+    def _gradients(self, crops: Tensor, targets: Tensor, dice: Dice) -> Values:
+        """Leave the gradients of this step's loss, the team's mean, in the parameters; what to log."""
+        with autocast(self.device, self.config.precision):
             loss, values = self.shared(crops, targets, dice, self.step)
         loss.backward()
-        return {"loss": float(loss.detach()), **values}
+        return {"loss": loss.detach(), **values}
 
-    def _one_step(self) -> Dict[str, float]:
-        for optimiser in self.optimisers:
-            for group in optimiser.param_groups:
-                group["lr"] = group["initial_lr"] * self._schedule()
-        values = self._gradients()
-        norm = nn.utils.clip_grad_norm_(self.learner.parameters(), 1.0)
-        if torch.isfinite(norm):
-            for optimiser in self.optimisers:
-                optimiser.step()
-            self.average.update_parameters(self.model)
-        for optimiser in self.optimisers:
-            optimiser.zero_grad(set_to_none=True)
-        return values
+    @torch.no_grad()
+    def _average(self) -> None:
+        """Take the weights into an exponential moving average whose memory grows to that of ``TrainConfig.ema``: the
+        first steps are soon forgotten."""
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step)) if self.step else 0.0
+        averaged: List[Tensor] = list(self.average.module.parameters())
+        torch._foreach_lerp_(averaged, [*self.model.parameters()], 1 - decay)
+        self.average.n_averaged += 1
 
     def _schedule(self) -> float:
         """Warm-up, stable, then linear decay to zero; the factor on the learning rates."""
@@ -257,10 +290,9 @@ class Trainer:
             self.learner.load_state_dict({**model, **state.get("beside", {})})
             self.average.load_state_dict(state["average"])
             for optimiser, saved in zip(self.optimisers, state["optimisers"]):
-                rates = [group["initial_lr"] for group in optimiser.param_groups]
+                for own, group in zip(optimiser.param_groups, saved["param_groups"]):
+                    group.update({name: own[name] for name in OWN_SETTINGS if name in own})
                 optimiser.load_state_dict(saved)
-                for group, rate in zip(optimiser.param_groups, rates):
-                    group["initial_lr"] = rate
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(
                 f"Expected {self.checkpoint_path} to hold a run of this configuration; {error}. Give the configuration "
@@ -269,7 +301,7 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         if "shelves" in state.get("pool", {}):
             self.pool.resume(state["pool"])
-        self.smooth.values = dict(state.get("smooth", {}))
+        self.smooth.values = state.get("smooth", {})
         if team.leads():
             self._forget_log()
 
@@ -287,16 +319,6 @@ class Trainer:
         model = self.average.module
         assert isinstance(model, PromptableModel)
         return model.eval()
-
-
-def _moving_average(decay: float) -> Callable[[Any, Any, Any], None]:
-    """An exponential moving average whose memory grows to that of ``decay``: the first steps are soon forgotten."""
-
-    def update(averaged: Any, current: Any, count: Any) -> None:
-        grown = min(decay, (1 + float(count)) / (10 + float(count)))
-        torch.optim.swa_utils.get_ema_multi_avg_fn(grown)(averaged, current, count)
-
-    return update
 
 
 def _optimisers(learner: nn.Module, config: TrainConfig) -> List[torch.optim.Optimizer]:
@@ -324,16 +346,26 @@ def _optimisers(learner: nn.Module, config: TrainConfig) -> List[torch.optim.Opt
 
 
 class _Smoothed:
-    """Running means for the log."""
+    """Running means for the log. They stay where the numbers are until they are read: a GPU is not waited for."""
 
     def __init__(self) -> None:
-        self.values: Dict[str, float] = {}
+        self._means: Dict[str, Tensor] = {}
 
-    def add(self, values: Dict[str, float]) -> None:
-        for name, value in values.items():
-            before = self.values.get(name, math.nan)
-            known = value if math.isnan(before) else before
-            self.values[name] = known if math.isnan(value) else 0.98 * known + 0.02 * value
+    @property
+    def values(self) -> Dict[str, float]:
+        return {name: float(mean) for name, mean in self._means.items()}
+
+    @values.setter
+    def values(self, values: Mapping[str, float]) -> None:
+        self._means = {name: torch.tensor(value) for name, value in values.items()}
+
+    def add(self, values: Values) -> None:
+        """Numbers of one more step; those that are not a number are left out."""
+        for name, number in values.items():
+            value = torch.as_tensor(number, dtype=torch.float32)
+            before = self._means.get(name, value).to(value.device)
+            known = torch.where(before.isnan(), value, before)
+            self._means[name] = torch.where(value.isnan(), known, 0.98 * known + 0.02 * value)
 
 
 def read_log(directory: Union[str, Path]) -> Iterator[Dict[str, float]]:
