@@ -192,31 +192,36 @@ class Trainer:
         self.save()
 
     def _one_step(self) -> Values:
-        config = self.config
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 set_rate(group, group["initial_lr"] * self._schedule())
-        dice = Dice(config.seed * 1_000_003 + self.step, self.device, team.part())
-        sizes = config.sizes_at(self._done())
-        size, count = sizes[dice.pick([1.0] * len(sizes)) if len(sizes) > 1 else 0]
-        crops, targets = self.pool.batch(size, count, dice)
-        self.learner.train()
         if self.recorded is not None:
+            crops, targets, dice = self._batch()
             values = self.recorded.gradients(crops, targets, self.learner.plan(dice), dice)
             self.recorded.update()
             self._average()
-        else:
-            values = self._gradients(crops, targets, dice)
-            if torch.isfinite(nn.utils.clip_grad_norm_(self.learner.parameters(), 1.0)):
-                for optimiser in self.optimisers:
-                    optimiser.step()
-                self._average()
+            return values
+        values = self._gradients()
+        if torch.isfinite(nn.utils.clip_grad_norm_(self.learner.parameters(), 1.0)):
             for optimiser in self.optimisers:
-                optimiser.zero_grad(set_to_none=True)
+                optimiser.step()
+            self._average()
+        for optimiser in self.optimisers:
+            optimiser.zero_grad(set_to_none=True)
         return values
 
-    def _gradients(self, crops: Tensor, targets: Tensor, dice: Dice) -> Values:
+    def _batch(self) -> Tuple[Tensor, Tensor, Dice]:
+        """This step's crops and targets, and dice for what is done with them."""
+        dice = Dice(self.config.seed * 1_000_003 + self.step, self.device, team.part())
+        sizes = self.config.sizes_at(self._done())
+        size, count = sizes[dice.pick([1.0] * len(sizes)) if len(sizes) > 1 else 0]
+        crops, targets = self.pool.batch(size, count, dice)
+        self.learner.train()
+        return crops, targets, dice
+
+    def _gradients(self) -> Values:
         """Leave the gradients of this step's loss, the team's mean, in the parameters; what to log."""
+        crops, targets, dice = self._batch()
         with autocast(self.device, self.config.precision):
             loss, values = self.shared(crops, targets, dice, self.step)
         loss.backward()
