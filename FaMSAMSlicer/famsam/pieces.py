@@ -1,8 +1,8 @@
-"""The connected piece of a mask that a point belongs to."""
+"""The connected pieces of a mask, and the one that a point belongs to."""
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
+from typing import Any, Optional, Tuple
 
 import cc3d
 import numpy as np
@@ -10,6 +10,15 @@ from numpy.typing import NDArray
 
 from .compact_mask import CompactMask
 from .geometry import bounding_box, box_slices
+
+
+def pieces_of(mask_zyx: NDArray[np.bool_]) -> Tuple[NDArray[Any], int]:
+    """The connected pieces of a mask, voxels of a piece touching by a face, an edge or a corner: the number of each
+    voxel's piece, 0 for the background, and how many there are."""
+    # As bytes: of bools cc3d expects too few pieces to label a mask that is one voxel thin, and raises RuntimeError.
+    voxels_zyx = np.ascontiguousarray(mask_zyx).view(np.uint8)
+    labels_zyx, count = cc3d.connected_components(voxels_zyx, connectivity=26, return_N=True)
+    return labels_zyx, int(count)
 
 
 def piece_at(
@@ -43,7 +52,7 @@ def bounds_of_piece_nearest(
     found = bounding_box(foreground)
     assert found is not None  # the callers looked
     low = np.array(found[0])
-    pieces = cc3d.connected_components(np.ascontiguousarray(foreground[box_slices(found)]), connectivity=26)
+    pieces, _ = pieces_of(foreground[box_slices(found)])
     index = np.rint(point).astype(int) - low
     label = 0
     if (index >= 0).all() and (index < pieces.shape).all():

@@ -10,7 +10,6 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Dict, Generator, List, Optional, Sequence, Tuple
 
-import cc3d
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,7 @@ from .embeddings import Embeddings
 from .geometry import Box, Grid, bounding_box, box_slices, union
 from .model.base import Embedding, PromptableModel
 from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE, one_way
-from .pieces import bounds_of_piece_nearest, piece_at
+from .pieces import bounds_of_piece_nearest, piece_at, pieces_of
 from .resample import CropBox, extract_crop, held_on, mask_to_crop, paste_logits
 from .tiling import Tiling
 from .views import ViewChooser, ViewOptions, thickened
@@ -367,7 +366,7 @@ class Segmenter:
         if found is None:
             return logits
         n, box, low = len(foreground), box_slices(found), np.array(found[0])
-        pieces, count = cc3d.connected_components(np.ascontiguousarray(foreground[box]), connectivity=26, return_N=True)
+        pieces, count = pieces_of(foreground[box])
         owned = set()
         telling = POSITIVE in prompts.labels or base.box_zyx is not None
         for point, label in zip(prompts.points_zyx, prompts.labels):

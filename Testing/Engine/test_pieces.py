@@ -9,7 +9,7 @@ import torch
 from famsam.compact_mask import CompactMask
 from famsam.model.prompt_maps import NEGATIVE, POSITIVE
 from famsam.model.registry import build_model
-from famsam.pieces import bounds_of_piece_nearest, piece_at
+from famsam.pieces import bounds_of_piece_nearest, piece_at, pieces_of
 from famsam.segmenter import PRIOR_LOGIT, Prompts, Segmenter
 from famsam.volume import Volume
 
@@ -76,3 +76,13 @@ def test_only_pieces_with_a_positive_click_are_kept(seed):
     np.testing.assert_array_equal(kept[0, 0].numpy(), expected)
     at_background = Prompts(beside, (POSITIVE,))
     assert torch.equal(segmenter.own_pieces(logits, view, at_background, nothing, nothing), logits)
+
+
+def test_pieces_of_thin_masks_are_told_apart():
+    """One voxel thin, with as many pieces as fit: cc3d refuses such masks of bools."""
+    for size in ((3, 1, 1), (1, 5, 7), (7, 1, 7), (7, 7, 7)):
+        mask = np.zeros(size, dtype=bool)
+        mask[::2, ::2, ::2] = True
+        labels, count = pieces_of(mask)
+        assert count == mask.sum() and sorted(labels[mask].tolist()) == list(range(1, count + 1))
+        assert not labels[~mask].any()
