@@ -169,7 +169,7 @@ def cast_once(model: PromptableModel) -> PromptableModel:
     """A model that computes the same in its precision, but leaves ``autocast`` no weights to cast at every call.
 
     In half precision a copy that shares all but the weights of linear layers and convolutions with the model; else the
-    model itself.
+    model itself. Tables that its layers would turn before every product, they keep turned (``keep_rows``).
     """
     if model.precision not in ("bf16", "fp16"):
         return model
@@ -179,6 +179,9 @@ def cast_once(model: PromptableModel) -> PromptableModel:
         if isinstance(layer, (nn.Linear, nn.Conv3d, nn.ConvTranspose3d)):
             for name, weights in list(layer.named_parameters(recurse=False)):
                 setattr(layer, name, nn.Parameter(weights.detach().to(DTYPES[model.precision]), requires_grad=False))
+        keep_rows = getattr(layer, "keep_rows", None)
+        if keep_rows is not None:
+            keep_rows(DTYPES[model.precision])
     return copied
 
 

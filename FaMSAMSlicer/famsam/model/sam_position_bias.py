@@ -14,19 +14,36 @@ windows of W tokens stands for the offset ``t - (W - 1)``.
 from __future__ import annotations
 
 import math
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
 
 
-def position_bias(q_BHND: Tensor, rel_d_TD: Tensor, rel_h_TD: Tensor, rel_w_TD: Tensor, grid_size: int) -> Tensor:
-    """(B, H, N, N): the bias on the scores of all queries and keys of one grid."""
-    return _add_terms(*_terms(q_BHND, rel_d_TD, rel_h_TD, rel_w_TD, grid_size))
+def position_bias(
+    q_BHND: Tensor,
+    rel_d_TD: Tensor,
+    rel_h_TD: Tensor,
+    rel_w_TD: Tensor,
+    grid_size: int,
+    rows_DS: Optional[Tensor] = None,
+) -> Tensor:
+    """(B, H, N, N): the bias on the scores of all queries and keys of one grid.
+
+    Args:
+        rows_DS: ``all_rows`` of the tables, if they are at hand; for a GPU.
+    """
+    return _add_terms(*_terms(q_BHND, rel_d_TD, rel_h_TD, rel_w_TD, grid_size, rows_DS))
 
 
 def padded_window_bias(
-    q_BHND: Tensor, pad_q_HD: Tensor, rel_d_TD: Tensor, rel_h_TD: Tensor, rel_w_TD: Tensor, grid_size: int
+    q_BHND: Tensor,
+    pad_q_HD: Tensor,
+    rel_d_TD: Tensor,
+    rel_h_TD: Tensor,
+    rel_w_TD: Tensor,
+    grid_size: int,
+    rows_DS: Optional[Tensor] = None,
 ) -> Tensor:
     """(B, H, N, N + 1): the bias of real queries on the real keys and on one key that stands for all padded ones.
 
@@ -37,8 +54,9 @@ def padded_window_bias(
 
     Args:
         pad_q_HD: query of a padded token.
+        rows_DS: as for ``position_bias``.
     """
-    z_term, y_term, x_term = _terms(q_BHND, rel_d_TD, rel_h_TD, rel_w_TD, grid_size)
+    z_term, y_term, x_term = _terms(q_BHND, rel_d_TD, rel_h_TD, rel_w_TD, grid_size, rows_DS)
     window = (rel_d_TD.shape[0] + 1) // 2
     y_pad_Hym = torch.einsum("hd,ymd->hym", pad_q_HD, _rows(rel_h_TD, 0, grid_size)) + math.log(window - grid_size)
     x_pad_Hm = torch.einsum("hd,jmd->hjm", pad_q_HD, _rows(rel_w_TD, grid_size, window)).logsumexp(dim=1)
@@ -56,11 +74,16 @@ def padded_window_bias(
 
 
 def _terms(
-    q_BHND: Tensor, rel_d_TD: Tensor, rel_h_TD: Tensor, rel_w_TD: Tensor, grid_size: int
+    q_BHND: Tensor,
+    rel_d_TD: Tensor,
+    rel_h_TD: Tensor,
+    rel_w_TD: Tensor,
+    grid_size: int,
+    rows_DS: Optional[Tensor] = None,
 ) -> Tuple[Tensor, Tensor, Tensor]:
     """The three products with the tables: (z, y, x, m), (z, y, i, m) and (z, y, j, m) after B and H."""
     if q_BHND.is_cuda:
-        return terms_at_once(q_BHND, rel_d_TD, rel_h_TD, rel_w_TD, grid_size)
+        return terms_at_once(q_BHND, all_rows(rel_d_TD, rel_h_TD, rel_w_TD) if rows_DS is None else rows_DS, grid_size)
     q_BHzyxD = q_BHND.unflatten(2, (grid_size, grid_size, grid_size))
     z_term = torch.einsum("bhzyxd,zmd->bhzyxm", q_BHzyxD, _rows(rel_d_TD, 0, grid_size))
     y_term = torch.einsum("bhzyid,ymd->bhzyim", q_BHzyxD, _rows(rel_h_TD, 0, grid_size))
@@ -68,17 +91,22 @@ def _terms(
     return z_term, y_term, x_term
 
 
-def terms_at_once(
-    q_BHND: Tensor, rel_d_TD: Tensor, rel_h_TD: Tensor, rel_w_TD: Tensor, grid_size: int
-) -> Tuple[Tensor, Tensor, Tensor]:
+def all_rows(rel_d_TD: Tensor, rel_h_TD: Tensor, rel_w_TD: Tensor) -> Tensor:
+    """The rows of all tables as columns (D, S), each table's in reverse: those of d, then those of h and w."""
+    return torch.cat([rel_w_TD, rel_h_TD, rel_d_TD]).flip(0).T
+
+
+def terms_at_once(q_BHND: Tensor, rows_DS: Tensor, grid_size: int) -> Tuple[Tensor, Tensor, Tensor]:
     """The three products as views of one with all rows of all tables: a tenth of the kernels, more arithmetic.
 
     With the rows in reverse, the one for position p and position m of the window is row m - p + W - 1, so that p runs
     backwards along the rows as it runs forwards along its own axis.
+
+    Args:
+        rows_DS: see ``all_rows``.
     """
-    window = (rel_d_TD.shape[0] + 1) // 2
-    reversed_SD = torch.cat([rel_w_TD, rel_h_TD, rel_d_TD]).flip(0)  # d, h, w
-    products_BHzyxS = (q_BHND @ reversed_SD.T).unflatten(2, (grid_size, grid_size, grid_size))
+    window = (rows_DS.shape[1] // 3 + 1) // 2
+    products_BHzyxS = (q_BHND @ rows_DS).unflatten(2, (grid_size, grid_size, grid_size))
     z_term, y_term, x_term = (
         part.as_strided(
             (*part.shape[:5], window),

@@ -8,7 +8,9 @@ import math
 import pytest
 import torch
 from famsam.model.attention import attend
-from famsam.model.sam_position_bias import _terms, padded_window_bias, position_bias, terms_at_once
+from famsam.model.sam_config import VitConfig
+from famsam.model.sam_position_bias import _terms, all_rows, padded_window_bias, position_bias, terms_at_once
+from famsam.model.sam_vit import RelativeAttention
 
 
 def tables(window: int, channels: int, generator: torch.Generator):
@@ -41,7 +43,7 @@ def test_the_terms_of_one_product_are_those_of_three(window):
     generator = torch.Generator().manual_seed(2)
     q = torch.randn(2, 2, 27, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     rel = tables(window, 4, generator)
-    for found, expected in zip(terms_at_once(q, *rel, grid_size=3), _terms(q, *rel, grid_size=3)):
+    for found, expected in zip(terms_at_once(q, all_rows(*rel), grid_size=3), _terms(q, *rel, grid_size=3)):
         torch.testing.assert_close(found, expected)
         weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
         gradients = [torch.autograd.grad((term * weights).sum(), q, retain_graph=True)[0] for term in (found, expected)]
@@ -67,3 +69,22 @@ def test_one_virtual_key_is_exactly_the_padded_window():
     k, v = (torch.cat([t, p.view(1, 1, 1, channels)], dim=2) for t, p in ((k, pad[1]), (v, pad[2])))
     for backend in ("reference", "sdpa"):
         torch.testing.assert_close(attend(q, k, v, bias, backend)[0, 0], expected)
+
+
+@pytest.mark.parametrize("window", [3, 5])
+def test_kept_rows_are_those_of_the_tables(window, monkeypatch):
+    """What is kept for a GPU: every tensor says that it is on one."""
+    torch.manual_seed(0)
+    config = VitConfig(width=8, heads=2, mlp_width=8, out_width=8, blocks=("window",), window_size=window, grid_size=3)
+    layer = RelativeAttention(config, window).requires_grad_(False)
+    for table in (layer.rel_pos_d, layer.rel_pos_h, layer.rel_pos_w):
+        table.normal_()
+    tokens = torch.randn(2, 3, 3, 3, 8)
+    expected = layer(tokens)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True), raising=False)
+    layer.keep_rows(torch.float32)
+    torch.testing.assert_close(layer(tokens), expected)
+    layer.rel_pos_d.zero_()
+    torch.testing.assert_close(layer(tokens), expected)
+    layer.keep_rows(torch.float32)
+    assert (layer(tokens) - expected).abs().max() > 1e-3
