@@ -188,7 +188,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from .bench import CONFIGS, BenchOptions, ScalingOptions, comparison_lines, read_report, run_bench
+    from .bench import CONFIGS, BenchOptions, BenchReport, ScalingOptions, comparison_lines, read_report, run_bench
 
     older = None if args.compare is None else read_report(args.compare)
     options = BenchOptions(
@@ -204,10 +204,13 @@ def _bench(args: argparse.Namespace) -> None:
         ScalingOptions(volume_xyz=tuple(args.volume)) if args.scaling or args.plot else None,
         not args.quiet,
     )
-    report = run_bench(options)
+
+    def keep(report: BenchReport) -> None:
+        if args.output is not None:
+            args.output.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    report = run_bench(options, keep)
     found = report.to_dict()
-    if args.output is not None:
-        args.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if args.plot is not None:
         from .bench.plot import draw_scaling
 
@@ -341,7 +344,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--scaling", action="store_true", help="also latency by size of the scan, points and segments "
                    "(takes minutes)")
     p.add_argument("--plot", type=Path, help="draw the scaling as a PNG")
-    p.add_argument("--output", type=Path, help="write the JSON here as well")
+    p.add_argument("--output", type=Path, help="write the JSON here as well, what there is of it after each part")
     p.add_argument("--compare", type=Path, metavar="OLD.json", help="an older run's JSON: what became faster or slower")
     p.add_argument("--quiet", action="store_true", help="no progress")
     _model_options(p)

@@ -17,9 +17,24 @@ JUDGED = TIMING | {"gflop", "mib", "limit_ms", "of_limit"}
 
 
 @pytest.fixture(scope="module")
-def report():
+def kept():
+    """What a run that is cut off has told by then."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def report(kept):
     scaling = ScalingOptions(((10, 12, 8),), points=1, segments=1, volume_xyz=(30, 34, 20), runs=1)
-    return run_bench(BenchOptions("cpu", "fp32", 0, 1, (30, 34, 20), ("famsam",), batches=(2,), scaling=scaling))
+    options = BenchOptions("cpu", "fp32", 0, 1, (30, 34, 20), ("famsam",), batches=(2,), scaling=scaling)
+    return run_bench(options, lambda report: kept.append(json.loads(json.dumps(report.to_dict()))))
+
+
+def test_what_was_found_is_told_as_it_is_found(report, kept):
+    assert len(kept) > 4 and kept[-1] == json.loads(json.dumps(report.to_dict()))
+    first = kept[0]
+    assert first["limits"] and first["configs"]["famsam"]["encode"] and not first["clicks"] and not first["import_ms"]
+    sizes = [len(json.dumps(found)) for found in kept]
+    assert sizes == sorted(sizes)
 
 
 def test_every_configuration_is_timed(report):

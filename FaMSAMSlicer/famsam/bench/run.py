@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 import torch
 from tqdm import tqdm
@@ -59,10 +59,16 @@ class BenchOptions:
             raise ConfigError(f"Expected batches of at least one crop, got {self.batches}.")
 
 
-def run_bench(options: Optional[BenchOptions] = None) -> BenchReport:
+def run_bench(
+    options: Optional[BenchOptions] = None, so_far: Callable[[BenchReport], None] = lambda report: None
+) -> BenchReport:
     """Time the configurations, the stages around them and whole clicks, beside the machine's own limits.
 
-    The limits, the stages and the configurations are timed in rounds, each once a round.
+    The limits, the stages and the configurations are timed in rounds, each once a round. What needs fresh processes,
+    memory and imports, comes last.
+
+    Args:
+        so_far: is given what has been found whenever there is more, for a run that may be cut off.
 
     Raises:
         ConfigError: a device that is not there, or a precision that it does not have.
@@ -75,16 +81,18 @@ def run_bench(options: Optional[BenchOptions] = None) -> BenchReport:
         torch.set_num_threads(options.threads)
     try:
         with tqdm(disable=not options.progress, file=sys.stderr, bar_format="{desc} {elapsed}") as bar:
-            return _run(options, device, bar)
+            return _run(options, device, bar, so_far)
     finally:
         torch.set_num_threads(threads_before)
 
 
-def _run(options: BenchOptions, device: torch.device, bar: tqdm) -> BenchReport:
-    bar.set_description_str("imports")
-    report = BenchReport(environment(), import_ms=import_times_ms(min(options.runs, 3)))
+def _run(
+    options: BenchOptions, device: torch.device, bar: tqdm, so_far: Callable[[BenchReport], None]
+) -> BenchReport:
+    report = BenchReport(environment())
     volume = synthetic_ct((options.volume_xyz[2], options.volume_xyz[1], options.volume_xyz[0]))
     bundled = bundled_model(device, options.precision, options.model)
+    tasks: List[Tuple[Dict[str, Any], str, MemoryTask]] = []
     with StageCalls(volume, bundled.mask_size) as stages:
         crop = stages.crop()
         models: Dict[str, ModelCalls] = {}
@@ -103,29 +111,40 @@ def _run(options: BenchOptions, device: torch.device, bar: tqdm) -> BenchReport:
         report.limits = limits.to_dict()
         report.stages = stages.found(timings, limits)
     for name, model_calls in models.items():
-        bar.set_description_str(f"memory and FLOPs of {name}")
+        bar.set_description_str(f"FLOPs of {name}")
         own = {stage: timings[f"{name} {stage}"] for stage in model_calls.calls()}
-        report.configs[name] = model_calls.found(own, limits)
-        task = MemoryTask(str(device), model_calls.model.precision, name)
-        report.configs[name]["peak_mib"] = peak_in_fresh_process(task)
+        found = report.configs[name] = model_calls.found(own, limits)
+        tasks.append((found, "peak_mib", MemoryTask(str(device), found["precision"], name)))
+    report.ratios = ratios(report.configs)
+    so_far(report)
+    for name, model_calls in models.items():
         if options.batches:
             bar.set_description_str(f"throughput of {name}")
             report.throughput[name] = throughput(model_calls.model, crop, options.batches, options.runs)
+            so_far(report)
     models.clear()
     bar.set_description_str("clicks")
     report.clicks = time_clicks(bundled, volume, options.runs)
     task = MemoryTask(str(device), bundled.precision, source=options.model, volume_xyz=options.volume_xyz)
-    report.clicks["peak_mib_above_volume"] = peak_in_fresh_process(task)
+    tasks.append((report.clicks, "peak_mib_above_volume", task))
+    so_far(report)
     if options.ablation:
         bar.set_description_str("ablation")
         report.ablation = ablation(device, crop, limits, options.runs)
         for name, found in report.ablation.items():
-            task = MemoryTask(str(device), found["precision"], "fastsam3d", name)
-            found["peak_mib"] = peak_in_fresh_process(task)
+            tasks.append((found, "peak_mib", MemoryTask(str(device), found["precision"], "fastsam3d", name)))
+        so_far(report)
     if options.scaling is not None:
         del volume
         report.scaling = time_scaling(bundled, options.scaling, bar.set_description_str)
-    report.ratios = ratios(report.configs)
+        so_far(report)
+    for number, (found, name, task) in enumerate(tasks, 1):
+        bar.set_description_str(f"memory, {number} of {len(tasks)}")
+        found[name] = peak_in_fresh_process(task)
+        so_far(report)
+    bar.set_description_str("imports")
+    report.import_ms = import_times_ms(min(options.runs, 3))
+    so_far(report)
     return report
 
 
