@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Callable, List, Sequence, Tuple
 
@@ -73,14 +74,28 @@ class Dice:
     def vector(self, count: int, low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=self.generator, device=self.device)
 
+    def few_normal(self, *shape: int) -> Tensor:
+        """As ``normal``, but on the CPU: for arithmetic on a few numbers, each step of which a GPU would be named."""
+        return torch.randn(*shape, generator=self.host)
+
+    def few_uniform(self, count: int, low: float, high: float) -> Tensor:
+        """As ``vector``, but on the CPU."""
+        return low + (high - low) * torch.rand(count, generator=self.host)
+
     def smooth_noise(self, channels: int, size: int, scale: float) -> Tensor:
         """Noise of about unit variance that varies over ``scale`` voxels, (channels, size, size, size)."""
         n = max(2, round(size / scale) + 2)
-        # Linear interpolation as a matrix along each axis, several times as fast on a CPU as F.interpolate.
-        weights = F.interpolate(torch.eye(n, device=self.device)[None], size=size, mode="linear")[0]
+        weights = _stretching(n, size, self.device)
         noise = self.normal(channels, n, n, n) @ weights
         noise = torch.einsum("czyx,zi,yj->cijx", noise, weights, weights)
         return noise * 1.4
+
+
+@functools.lru_cache(maxsize=512)
+def _stretching(count: int, size: int, device: torch.device) -> Tensor:
+    """(count, size): linear interpolation as a matrix along an axis, on a CPU several times as fast as
+    ``F.interpolate``."""
+    return F.interpolate(torch.eye(count)[None], size=size, mode="linear")[0].to(device)
 
 
 Source = Callable[[int, Dice], Sample]
@@ -94,12 +109,12 @@ def gaussian_blur(image_ZYX: Tensor, sigma: Sequence[float]) -> Tensor:
         if s < 0.15:
             continue
         radius = max(1, round(2.5 * s))
-        offsets = torch.arange(-radius, radius + 1, device=image_ZYX.device, dtype=image_ZYX.dtype)
+        offsets = torch.arange(-radius, radius + 1, dtype=image_ZYX.dtype)
         kernel = torch.exp(-0.5 * (offsets / s) ** 2)
         shape = [1, 1, 1, 1, 1]
         shape[2 + axis] = len(kernel)
         padding = [0] * 6
         padding[2 * (2 - axis)] = padding[2 * (2 - axis) + 1] = radius
         padded = F.pad(out, padding, mode="replicate")
-        out = F.conv3d(padded, (kernel / kernel.sum()).view(shape))
+        out = F.conv3d(padded, (kernel / kernel.sum()).view(shape).to(image_ZYX.device, non_blocking=True))
     return out[0, 0]

@@ -5,7 +5,7 @@ Shape legend: Z Y X voxels of a cube; a level is 1 on a shape's surface and smal
 
 from __future__ import annotations
 
-from typing import List, Tuple
+from typing import List, Optional, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -42,13 +42,16 @@ class Canvas:
 
         Args:
             radius: mean radius in voxels.
-            centre: (3,) displaced coordinates.
+            centre: (3,) displaced coordinates, on the CPU.
         """
-        radii = radius * torch.exp(0.35 * dice.normal(3)).clamp(0.4, 2.2)
-        rotation, _ = torch.linalg.qr(dice.normal(3, 3))
+        radii = radius * torch.exp(0.35 * dice.few_normal(3)).clamp(0.4, 2.2)
+        rotation, _ = torch.linalg.qr(dice.few_normal(3, 3))
         box = self._around(centre, REACH * float(radii.max()) + self.largest_shift)
         part = self.grid[:, box[0], box[1], box[2]]
-        squares = ((rotation / radii[:, None]) @ (part.flatten(1) - centre[:, None])).square_()
+        to_unit = rotation / radii[:, None]
+        from_unit = to_unit @ centre[:, None]
+        to_unit, from_unit = (t.to(part.device, non_blocking=True) for t in (to_unit, from_unit))
+        squares = torch.addmm(from_unit, to_unit, part.flatten(1), beta=-1).square_()
         boxy = dice.chance(0.2)
         level = (squares.square_().sum(0).sqrt_().sqrt_() if boxy else squares.sum(0).sqrt_()).view(part.shape[1:])
         if dice.chance(0.5):
@@ -60,8 +63,8 @@ class Canvas:
         return whole
 
     def anywhere(self, dice: Dice, margin: float) -> Tensor:
-        """A random point, at least the fraction ``margin`` of the size away from the border."""
-        return dice.vector(3, margin * self.size, (1 - margin) * self.size)
+        """A random point (on the CPU), at least the fraction ``margin`` of the size away from the border."""
+        return dice.few_uniform(3, margin * self.size, (1 - margin) * self.size)
 
     def _around(self, centre: Tensor, reach: float) -> Tuple[slice, ...]:
         """The box of voxels that can lie within ``reach`` of a point; never empty."""
@@ -103,10 +106,10 @@ def bone(canvas: Canvas, dice: Dice) -> List[Tensor]:
 
 def lesion(canvas: Canvas, labels: Tensor, dice: Dice) -> Tensor:
     """A blob centred in an existing structure and cut to it."""
-    index = dice.vector(3, 0, canvas.size - 1e-3).long()
-    host = labels[tuple(index)]
+    z, y, x = dice.few_uniform(3, 0, canvas.size - 1e-3).long().tolist()
+    host = labels[z, y, x]
     radius = dice.log_uniform(1.5, 0.2 * canvas.size)
-    level = canvas.level(dice, radius, canvas.grid[:, index[0], index[1], index[2]])
+    level = canvas.level(dice, radius, canvas.grid[:, z, y, x].cpu())
     return (level < 1) & (labels == host)
 
 
@@ -115,24 +118,41 @@ def vessel_tree(canvas: Canvas, dice: Dice) -> Tensor:
     size = canvas.size
     coarse = F.avg_pool3d(canvas.grid[None], 2)[0]
     radius = dice.log_uniform(1.2, 0.09 * size + 1)
-    start, heading = dice.vector(3, 0, size), F.normalize(dice.normal(3), dim=0)
+    start, heading = dice.few_uniform(3, 0, size), F.normalize(dice.few_normal(3), dim=0)
     nearest = torch.full(coarse.shape[1:], 1e3, device=coarse.device)
     for _ in range(dice.integer(1, 3)):
         points = [start]
         bend = dice.uniform(0.05, 0.5)
         for _ in range(dice.integer(6, 16)):
-            heading = F.normalize(heading + bend * dice.normal(3), dim=0)
+            heading = F.normalize(heading + bend * dice.few_normal(3), dim=0)
             points.append(points[-1] + heading * size / 10)
-        line = torch.stack(points)
-        for a, b in zip(line[:-1], line[1:]):
-            along = b - a
-            offset = coarse.flatten(1) - a[:, None]
-            t = ((along @ offset) / (along @ along)).clamp_(0, 1)
-            distance = offset.sub_(along[:, None] * t).square_().sum(0).sqrt_().view(nearest.shape)
-            nearest = torch.minimum(nearest, distance.div_(radius))
+        distance = distance_to_line(coarse.flatten(1), torch.stack(points)).view(nearest.shape)
+        nearest = torch.minimum(nearest, distance.div_(radius))
         start = points[dice.integer(1, len(points) - 2)]
-        heading, radius = F.normalize(dice.normal(3), dim=0), max(1.0, radius * dice.uniform(0.5, 0.9))
+        heading, radius = F.normalize(dice.few_normal(3), dim=0), max(1.0, radius * dice.uniform(0.5, 0.9))
     return F.interpolate(nearest[None, None], scale_factor=2.0, mode="trilinear")[0, 0] < 1
+
+
+def distance_to_line(places_3V: Tensor, line_P3: Tensor, at_once: int = 0) -> Tensor:
+    """How far each of V places is from a line of straight segments through P points, (V,).
+
+    Args:
+        line_P3: on the CPU.
+        at_once: so many segments at a time; by default one on a CPU, which its cache holds, elsewhere all.
+    """
+    at_once = at_once or (1 if places_3V.device.type == "cpu" else len(line_P3))
+    start_S3, along_S3 = line_P3[:-1], line_P3.diff(dim=0)
+    length_S1 = along_S3.square().sum(1, keepdim=True).clamp_min(1e-12)
+    segments_S7 = torch.cat([start_S3, along_S3, length_S1], dim=1).to(places_3V.device, non_blocking=True)
+    nearest_V: Optional[Tensor] = None
+    for some_S7 in segments_S7.split(at_once):
+        start_S31, along_S31, length_S11 = some_S7[..., None].split([3, 3, 1], dim=1)
+        offset_S3V = places_3V - start_S31
+        share_S1V = ((along_S31.mT @ offset_S3V) / length_S11).clamp_(0, 1)
+        squared_V = offset_S3V.sub_(along_S31 * share_S1V).square_().sum(1).amin(0)
+        nearest_V = squared_V if nearest_V is None else torch.minimum(nearest_V, squared_V)
+    assert nearest_V is not None
+    return nearest_V.sqrt_()
 
 
 def partition(count: int, size: int, scale: float, dice: Dice) -> Tensor:

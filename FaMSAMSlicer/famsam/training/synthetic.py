@@ -54,10 +54,10 @@ class Anatomy:
         Args:
             parent: the label that it lies in; by default what most of it replaces.
         """
-        host = self.labels_ZYX[mask_ZYX]
-        if host.numel() < 6:
+        replaced = torch.bincount(self.labels_ZYX[mask_ZYX], minlength=1).tolist()
+        if sum(replaced) < 6:
             return 0
-        self.parents.append(int(host.mode().values) if parent < 0 else parent)
+        self.parents.append(replaced.index(max(replaced)) if parent < 0 else parent)
         self.labels_ZYX = self.labels_ZYX.masked_fill(mask_ZYX, len(self.parents) - 1)
         return len(self.parents) - 1
 
@@ -139,12 +139,12 @@ def render(labels_ZYX: Tensor, parents: List[int], dice: Dice) -> Tuple[Tensor, 
 def label_means(anatomy: Anatomy, dice: Dice) -> Tuple[Tensor, bool]:
     """Mean intensity of each label: unrelated, or as a kind of scan shows tissues; and whether it is a PET."""
     count = len(anatomy.parents)
-    means = dice.vector(count, 0.0, 1.0)
+    means = dice.few_uniform(count, 0.0, 1.0)
     kind = [None, *CONTRASTS][dice.pick([0.5, 0.25, 0.06, 0.06, 0.06, 0.07])]
     if kind:
         levels = means.new_tensor(CONTRASTS[kind])
         tissues = [dice.pick(TISSUE_CHANCES) for _ in range(count)]
-        means = levels[tissues] + (0.03 if kind == "CT" else 0.06) * dice.normal(count)
+        means = levels[tissues] + (0.03 if kind == "CT" else 0.06) * dice.few_normal(count)
     for label, parent in enumerate(anatomy.parents):
         if parent and dice.chance(0.6):
             sign = 1.0 if dice.chance(0.5) else -1.0
@@ -153,11 +153,11 @@ def label_means(anatomy: Anatomy, dice: Dice) -> Tuple[Tensor, bool]:
         special = [(label, "lesion") for label in anatomy.lesions if label and dice.chance(0.5)]
         special += [(label, "cortex") for label in anatomy.bones] + [(label + 1, "marrow") for label in anatomy.bones]
         for label, tissue in special:
-            means[label] = levels[TISSUES.index(tissue)] + 0.05 * float(dice.normal(1))
+            means[label] = levels[TISSUES.index(tissue)] + 0.05 * float(dice.few_normal(1))
     for label, other in anatomy.alike:
         means[label] = means[other]
     means[0] = dice.uniform(-0.05, 0.05) if dice.chance(0.8) else dice.uniform(0, 1)
-    return means, kind == "PET"
+    return means.to(dice.device, non_blocking=True), kind == "PET"
 
 
 def render_means(labels_ZYX: Tensor, means: Tuple[Tensor, bool], dice: Dice) -> Tuple[Tensor, Tensor]:

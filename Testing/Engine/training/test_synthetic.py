@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from famsam.training.sample import Dice, gaussian_blur
-from famsam.training.shapes import Canvas, ellipsoid, grown, nested, partition, vessel_tree
+from famsam.training.shapes import Canvas, distance_to_line, ellipsoid, grown, nested, partition, vessel_tree
 from famsam.training.synthetic import (
     CONTRASTS,
     TISSUES,
@@ -201,7 +201,7 @@ def test_an_ellipsoid_is_the_same_whether_cut_to_its_box_or_not(monkeypatch):
     whole, smooth = masks[12:], [Dice(seed + 100, CPU) for seed in range(12)]
     compared = 0
     for seed, dice in enumerate(smooth):
-        dice.normal(3), dice.normal(3, 3), dice.chance(0.2)
+        dice.few_normal(3), dice.few_normal(3, 3), dice.chance(0.2)
         if not dice.chance(0.5):  # lobes are noise of the box's size
             assert torch.equal(masks[seed], whole[seed])
             compared += int(whole[seed].any())
@@ -239,3 +239,13 @@ def test_vessels_are_thin_and_long():
         extent = max(int(torch.nonzero(tree)[:, axis].max() - torch.nonzero(tree)[:, axis].min()) for axis in range(3))
         assert int(tree.sum()) < 0.25 * SIZE**3 and extent > 0.3 * SIZE
     assert ellipsoid(canvas, dice, 0.3 * SIZE).any()
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 9])
+def test_distances_to_a_line_are_those_to_its_nearest_point(at_once):
+    generator = torch.Generator().manual_seed(0)
+    line, places = torch.rand(4, 3, generator=generator) * 9, torch.rand(3, 50, generator=generator) * 9
+    shares = torch.linspace(0, 1, 2001)[:, None]
+    points = torch.cat([a + shares * (b - a) for a, b in zip(line[:-1], line[1:])])
+    expected = torch.cdist(places.T, points).amin(1)
+    torch.testing.assert_close(distance_to_line(places, line, at_once), expected, rtol=1e-4, atol=2e-3)
