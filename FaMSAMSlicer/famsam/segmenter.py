@@ -21,7 +21,7 @@ from .compact_mask import CompactMask
 from .embeddings import Embeddings
 from .geometry import Box, Grid, bounding_box, box_slices, union
 from .model.base import Embedding, PromptableModel
-from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE, one_way
+from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE, one_way, restrained
 from .pieces import bounds_of_piece_nearest, piece_at, pieces_of
 from .resample import CropBox, extract_crop, held_on, mask_to_crop, paste_logits
 from .tiling import Tiling
@@ -262,6 +262,9 @@ class Segmenter:
         logits, quality = self.decode(embedding, view, prompts, prior)
         if self.model.one_way and prior is not None:
             logits = one_way(logits, prior, torch.tensor(prompts.labels[-1:]))
+            if prompts.labels[-1] == POSITIVE:
+                newest = torch.from_numpy(view.points_to_crop(prompts.points_zyx[-1], self.grid))
+                logits = restrained(logits, prior, (newest + 0.5) * logits.shape[-1] / size - 0.5)
         return logits, quality
 
     def _encoded(self, view: CropBox) -> Generator[None, None, Embedding]:

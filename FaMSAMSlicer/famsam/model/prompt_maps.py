@@ -306,6 +306,32 @@ def one_way(logits_BMzyx: Tensor, previous_B1zyx: Tensor, newest_B: Tensor) -> T
     return torch.where(label_B1111 == NEGATIVE, torch.minimum(raised, previous_B1zyx), raised)
 
 
+MOST_GROWTH, FREE_GROWTH = 2.0, 512
+"""See ``restrained``: how many times the voxels that were there, and how many voxels in any case."""
+
+
+def restrained(logits_11zyx: Tensor, previous_11zyx: Tensor, at_zyx: Tensor) -> Tensor:
+    """Logits with which a positive click adds no more than ``MOST_GROWTH`` times what was there before it.
+
+    A click that adds more than that has leaked more often than not. Of what it would add, the most certain part stays:
+    the rest of the logits is lowered as far as that takes. A first mask is as large as it is found.
+
+    Args:
+        previous_11zyx: the logits before the click.
+        at_zyx: the click, (3,) in voxels of the logits' grid; what is found right beside it stays as it is.
+    """
+    inside = previous_11zyx > 0
+    added = logits_11zyx[(logits_11zyx > 0) & ~inside]
+    before = int(inside.sum())
+    most = max(int(MOST_GROWTH * before), FREE_GROWTH)
+    if before == 0 or len(added) <= most:
+        return logits_11zyx
+    lowered = torch.where(inside, logits_11zyx, logits_11zyx - added.kthvalue(len(added) - most).values)
+    beside = tuple(slice(max(0, round(at) - 1), max(0, round(at) + 2)) for at in at_zyx.tolist())
+    lowered[0, 0][beside] = logits_11zyx[0, 0][beside]
+    return lowered
+
+
 def keep_clicks(logits_BMzyx: Tensor, points_BN3: Tensor, labels_BN: Tensor, radius: float = 1.0) -> Tensor:
     """Logits that obey the clicks: at least +2 within ``radius`` voxels of a positive click, at most -2 near a
     negative one; where both are near, the nearer click decides.

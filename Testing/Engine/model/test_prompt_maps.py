@@ -27,6 +27,7 @@ from famsam.model.prompt_maps import (
     one_way,
     path_costs,
     point_masks,
+    restrained,
     running_minimum,
 )
 
@@ -361,3 +362,28 @@ def test_running_minimum_is_the_cumulative_one(axis, length):
     values = torch.rand(shape, generator=torch.Generator().manual_seed(0))
     expected = values.cummin(axis).values
     assert torch.equal(running_minimum(values, axis), expected)
+
+
+def test_a_positive_click_adds_the_most_certain_part_of_what_would_be_too_much():
+    before = torch.full((1, 1, 24, 24, 24), -4.0)
+    before[..., :7, :7, :7] = 4  # 343 voxels
+    certain = torch.linspace(5, 0.01, 24)  # ever less along z
+    after = before.maximum(certain[:, None, None].expand(24, 24, 24)[None, None])
+    at = torch.tensor([20.0, 12.0, 12.0])
+    found = restrained(after, before, at)
+    added = (found > 0) & (before <= 0)
+    added[0, 0, 19:22, 11:14, 11:14] = False
+    assert 0.7 * 686 < added.sum() <= 686 and added[0, 0, 0, 12, 12] and not added[0, 0, 1:].any()
+    assert (found[before > 0] == after[before > 0]).all() and found[0, 0, 20, 12, 12] == after[0, 0, 20, 12, 12]
+
+
+def test_growth_is_free_for_first_masks_for_small_ones_and_where_it_is_moderate():
+    at = torch.tensor([4.0, 4.0, 4.0])
+    empty = torch.full((1, 1, 16, 16, 16), -4.0)
+    small, half = empty.clone(), empty.clone()
+    small[0, 0, 4, 4, 4] = 4
+    half[..., :6] = 4
+    for before, added in ((empty, 16), (small, 2), (half, 16)):
+        after = before.clone()
+        after[0, 0, :added] = 5
+        assert torch.equal(restrained(after, before, at), after)
