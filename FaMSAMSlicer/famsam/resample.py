@@ -28,6 +28,8 @@ from torch import Tensor
 
 from .geometry import Box, Grid, Index3, bounding_box, intersect, memory_order
 
+CPU = torch.device("cpu")
+
 # Sizes of the pieces of work, as measured to be fastest on a CPU; any others give the same result.
 _ROWS = 16  # output rows along the slowest axis that are made at a time,
 _VOXELS = 1 << 22  # or fewer, so that not many more voxels than these are floats at a time
@@ -136,7 +138,12 @@ def mask_to_crop(mask_zyx: NDArray[np.bool_], grid: Grid, box: CropBox, size: in
 
 
 def paste_logits(
-    logits_zyx: Tensor, grid: Grid, box: CropBox, region_zyx: Optional[Box] = None, threshold: float = 0.0
+    logits_zyx: Tensor,
+    grid: Grid,
+    box: CropBox,
+    region_zyx: Optional[Box] = None,
+    threshold: float = 0.0,
+    device: torch.device = CPU,
 ) -> Tuple[NDArray[np.bool_], Optional[Box]]:
     """Logits of a cube -> the mask of what lies above the threshold, on the image's voxels.
 
@@ -146,6 +153,7 @@ def paste_logits(
         box: the cube.
         region_zyx: half-open box of canonical indices to stay within.
         threshold: above it is foreground.
+        device: where to interpolate.
 
     Returns:
         mask_zyx: bool, on the canonical axes, of the box's size.
@@ -164,8 +172,11 @@ def paste_logits(
         box_zyx = intersect(box_zyx, region_zyx)
     if box_zyx is None:
         return np.zeros((0, 0, 0), dtype=bool), None
+    taps = _logit_taps(logits_zyx.shape[0], grid, box, box_zyx)
+    if device.type != "cpu":
+        return (_applied_on_device(logits_zyx.to(device), taps) > threshold).cpu().numpy(), box_zyx
     mask_zyx = torch.empty(tuple(high - low for low, high in zip(*box_zyx)), dtype=torch.bool)
-    for rows, values_zyx in _blocks(logits_zyx.numpy(), _logit_taps(logits_zyx.shape[0], grid, box, box_zyx)):
+    for rows, values_zyx in _blocks(logits_zyx.numpy(), taps):
         torch.gt(values_zyx, threshold, out=mask_zyx[rows])
     return mask_zyx.numpy(), box_zyx
 

@@ -106,7 +106,9 @@ class Segmenter:
         frame = volume.canonical
         self.grid = thickened(frame.grid, model.crop_size)
         self.voxels_zyx = frame.to_canonical(volume.voxels_zyx)
-        self._scan = held_on(model.device, self.voxels_zyx) if model.device.type == "cuda" else self.voxels_zyx
+        on_gpu = model.device.type == "cuda"
+        self._scan = held_on(model.device, self.voxels_zyx) if on_gpu else self.voxels_zyx
+        self._pasting = model.device if on_gpu else torch.device("cpu")
         self.chooser = ViewChooser(self.grid, self.options.views, model.spacing_mm, model.crop_size)
         self._embeddings = Embeddings(self.options.cached_embeddings) if embeddings is None else embeddings
         self._timings = _no_timings()
@@ -405,7 +407,7 @@ class Segmenter:
         region = view.image_box(self.grid)
         if region is None:
             return mask
-        voxels, box = paste_logits(logits[0, 0], self.grid, view)
+        voxels, box = paste_logits(logits[0, 0], self.grid, view, device=self._pasting)
         return mask.replaced(region, voxels, box[0] if box else region[0])
 
     def _obeying(self, mask: CompactMask, prompts: Prompts, before: CompactMask) -> CompactMask:

@@ -6,7 +6,16 @@ import SimpleITK as sitk
 import torch
 from famsam import resample
 from famsam.geometry import CanonicalFrame, Grid, bounding_box, box_slices
-from famsam.resample import CropBox, extract_crop, held_on, mask_to_crop, paste_logits, sample_logits
+from famsam.resample import (
+    CropBox,
+    _applied_on_device,
+    _logit_taps,
+    extract_crop,
+    held_on,
+    mask_to_crop,
+    paste_logits,
+    sample_logits,
+)
 from grids import affine, affines, sizes_zyx
 from hypothesis import given
 from hypothesis import strategies as st
@@ -255,6 +264,16 @@ def test_pasting_keeps_all_that_lies_above_the_threshold(size_zyx, box, n, seed,
     else:
         assert mask.shape == (0, 0, 0)
     np.testing.assert_array_equal(pasted, whole)
+
+
+@given(sizes_zyx(12), boxes, st.sampled_from((1, 2, 5)), st.integers(0, 9))
+def test_logits_are_interpolated_alike_where_a_gpu_pastes(size_zyx, box, n, seed):
+    grid = Grid(size_zyx, affine((0.8, 1, 2.5)))
+    logits = torch.from_numpy(noise((n, n, n), seed)) - 0.5
+    region = box.image_box(grid)
+    if region is not None:
+        found = _applied_on_device(logits, _logit_taps(n, grid, box, region))
+        np.testing.assert_allclose(found, sample_logits(logits, grid, box), atol=1e-5)
 
 
 def test_pasting_small_objects_touches_little_of_the_image():

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..geometry import box_slices
 from ..model.base import PromptableModel
-from ..resample import CropBox, extract_crop, mask_to_crop, paste_logits
+from ..resample import CPU, CropBox, extract_crop, mask_to_crop, paste_logits
 from ..session import Session
 from ..volume import Volume, read_volume
 from .machine import Limits, Work
@@ -99,9 +99,11 @@ class StageCalls:
     Args:
         volume: the scan; written once, uncompressed, into a folder that leaving the ``with`` block removes.
         edge: voxels along each edge of the logits that are pasted.
+        device: where they are interpolated.
     """
 
-    def __init__(self, volume: Volume, edge: int = 64) -> None:
+    def __init__(self, volume: Volume, edge: int = 64, device: torch.device = CPU) -> None:
+        self.device = device
         self.volume, self.grid = volume, volume.canonical.grid
         self._folder = tempfile.TemporaryDirectory(prefix="famsam-bench-")
         self.path = Path(self._folder.name) / "scan.nii"
@@ -135,7 +137,7 @@ class StageCalls:
             "open": lambda: Volume(self.volume.voxels_zyx, self.grid.ras_from_ijk),
             "resample": self.crop,
             "prior": lambda: mask_to_crop(self.mask_zyx, self.grid, self.view, len(self.logits)),
-            "paste": lambda: paste_logits(self.logits, self.grid, self.view),
+            "paste": lambda: paste_logits(self.logits, self.grid, self.view, device=self.device),
         }
 
     def work(self) -> Dict[str, Work]:

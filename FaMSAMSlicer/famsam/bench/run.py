@@ -93,7 +93,7 @@ def _run(
     volume = synthetic_ct((options.volume_xyz[2], options.volume_xyz[1], options.volume_xyz[0]))
     bundled = bundled_model(device, options.precision, options.model)
     tasks: List[Tuple[Dict[str, Any], str, MemoryTask]] = []
-    with StageCalls(volume, bundled.mask_size) as stages:
+    with StageCalls(volume, bundled.mask_size, device) as stages:
         crop = stages.crop()
         models: Dict[str, ModelCalls] = {}
         for name in options.configs:
