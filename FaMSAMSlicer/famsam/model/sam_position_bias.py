@@ -14,37 +14,28 @@ windows of W tokens stands for the offset ``t - (W - 1)``.
 from __future__ import annotations
 
 import math
-from typing import Optional, Tuple
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 from torch import Tensor
 
 
-def position_bias(
-    q_BHND: Tensor,
-    rel_d_TD: Tensor,
-    rel_h_TD: Tensor,
-    rel_w_TD: Tensor,
-    grid_size: int,
-    rows_DS: Optional[Tensor] = None,
-) -> Tensor:
-    """(B, H, N, N): the bias on the scores of all queries and keys of one grid.
+class Tables(NamedTuple):
+    """The learnt tables of one layer, (T, D) each, T = 2 W - 1 for windows of W tokens."""
 
-    Args:
-        rows_DS: ``all_rows`` of the tables, if they are at hand; for a GPU.
-    """
-    return _add_terms(*_terms(q_BHND, rel_d_TD, rel_h_TD, rel_w_TD, grid_size, rows_DS))
+    d_TD: Tensor
+    h_TD: Tensor
+    w_TD: Tensor
+    rows_DS: Optional[Tensor] = None
+    """``all_rows`` of the three, if they are at hand; for a GPU."""
 
 
-def padded_window_bias(
-    q_BHND: Tensor,
-    pad_q_HD: Tensor,
-    rel_d_TD: Tensor,
-    rel_h_TD: Tensor,
-    rel_w_TD: Tensor,
-    grid_size: int,
-    rows_DS: Optional[Tensor] = None,
-) -> Tensor:
+def position_bias(q_BHND: Tensor, tables: Tables, grid_size: int) -> Tensor:
+    """(B, H, N, N): the bias on the scores of all queries and keys of one grid."""
+    return _add_terms(*_terms(q_BHND, tables, grid_size))
+
+
+def padded_window_bias(q_BHND: Tensor, pad_q_HD: Tensor, tables: Tables, grid_size: int) -> Tensor:
     """(B, H, N, N + 1): the bias of real queries on the real keys and on one key that stands for all padded ones.
 
     The published code pads the grid with zeros to a window of W > G tokens along each edge and lets the padded tokens
@@ -54,12 +45,11 @@ def padded_window_bias(
 
     Args:
         pad_q_HD: query of a padded token.
-        rows_DS: as for ``position_bias``.
     """
-    z_term, y_term, x_term = _terms(q_BHND, rel_d_TD, rel_h_TD, rel_w_TD, grid_size, rows_DS)
-    window = (rel_d_TD.shape[0] + 1) // 2
-    y_pad_Hym = torch.einsum("hd,ymd->hym", pad_q_HD, _rows(rel_h_TD, 0, grid_size)) + math.log(window - grid_size)
-    x_pad_Hm = torch.einsum("hd,jmd->hjm", pad_q_HD, _rows(rel_w_TD, grid_size, window)).logsumexp(dim=1)
+    z_term, y_term, x_term = _terms(q_BHND, tables, grid_size)
+    window = (tables.d_TD.shape[0] + 1) // 2
+    y_pad_Hym = torch.einsum("hd,ymd->hym", pad_q_HD, _rows(tables.h_TD, 0, grid_size)) + math.log(window - grid_size)
+    x_pad_Hm = torch.einsum("hd,jmd->hjm", pad_q_HD, _rows(tables.w_TD, grid_size, window)).logsumexp(dim=1)
 
     # Sums over i and over j, real and padded, as functions of (z, y, m).
     y_real, y_pad = y_term.logsumexp(dim=4), y_pad_Hym[:, None]
@@ -73,27 +63,20 @@ def padded_window_bias(
     return torch.cat([real, virtual_BHzyx.flatten(2)[..., None].to(real.dtype)], dim=-1)
 
 
-def _terms(
-    q_BHND: Tensor,
-    rel_d_TD: Tensor,
-    rel_h_TD: Tensor,
-    rel_w_TD: Tensor,
-    grid_size: int,
-    rows_DS: Optional[Tensor] = None,
-) -> Tuple[Tensor, Tensor, Tensor]:
+def _terms(q_BHND: Tensor, tables: Tables, grid_size: int) -> Tuple[Tensor, Tensor, Tensor]:
     """The three products with the tables: (z, y, x, m), (z, y, i, m) and (z, y, j, m) after B and H."""
     if q_BHND.is_cuda:
-        return terms_at_once(q_BHND, all_rows(rel_d_TD, rel_h_TD, rel_w_TD) if rows_DS is None else rows_DS, grid_size)
+        return terms_at_once(q_BHND, all_rows(tables) if tables.rows_DS is None else tables.rows_DS, grid_size)
     q_BHzyxD = q_BHND.unflatten(2, (grid_size, grid_size, grid_size))
-    z_term = torch.einsum("bhzyxd,zmd->bhzyxm", q_BHzyxD, _rows(rel_d_TD, 0, grid_size))
-    y_term = torch.einsum("bhzyid,ymd->bhzyim", q_BHzyxD, _rows(rel_h_TD, 0, grid_size))
-    x_term = torch.einsum("bhzyjd,jmd->bhzyjm", q_BHzyxD, _rows(rel_w_TD, 0, grid_size))
+    z_term = torch.einsum("bhzyxd,zmd->bhzyxm", q_BHzyxD, _rows(tables.d_TD, 0, grid_size))
+    y_term = torch.einsum("bhzyid,ymd->bhzyim", q_BHzyxD, _rows(tables.h_TD, 0, grid_size))
+    x_term = torch.einsum("bhzyjd,jmd->bhzyjm", q_BHzyxD, _rows(tables.w_TD, 0, grid_size))
     return z_term, y_term, x_term
 
 
-def all_rows(rel_d_TD: Tensor, rel_h_TD: Tensor, rel_w_TD: Tensor) -> Tensor:
+def all_rows(tables: Tables) -> Tensor:
     """The rows of all tables as columns (D, S), each table's in reverse: those of d, then those of h and w."""
-    return torch.cat([rel_w_TD, rel_h_TD, rel_d_TD]).flip(0).T
+    return torch.cat([tables.w_TD, tables.h_TD, tables.d_TD]).flip(0).T
 
 
 def terms_at_once(q_BHND: Tensor, rows_DS: Tensor, grid_size: int) -> Tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ from . import int8
 from .attention import attend, sparse_attention
 from .sam_config import VitConfig
 from .sam_layers import Conv3dLast, MlpBlock, PatchConv3d
-from .sam_position_bias import all_rows, padded_window_bias, position_bias
+from .sam_position_bias import Tables, all_rows, padded_window_bias, position_bias
 
 
 class ImageEncoder(nn.Module):
@@ -94,23 +94,26 @@ class RelativeAttention(nn.Module):
         self.rel_pos_w = nn.Parameter(torch.zeros(table))
         self._rows_DS: Optional[Tensor] = None
 
+    def _tables(self) -> Tables:
+        return Tables(self.rel_pos_d, self.rel_pos_h, self.rel_pos_w, self._rows_DS)
+
     def keep_rows(self, dtype: torch.dtype) -> None:
         """Keep what the position tables become before every product, in its precision; they must not change after."""
-        self._rows_DS = all_rows(self.rel_pos_d, self.rel_pos_h, self.rel_pos_w).detach().to(dtype).contiguous()
+        self._rows_DS = all_rows(self._tables()).detach().to(dtype).contiguous()
 
     def forward(self, x_BzyxC: Tensor) -> Tensor:
         qkv_BN3HD = self.qkv(x_BzyxC).flatten(1, 3).unflatten(-1, (3, self.heads, -1))
         q_BHND, k_BHND, v_BHND = qkv_BN3HD.permute(2, 0, 3, 1, 4).unbind(0)
-        tables = (self.rel_pos_d, self.rel_pos_h, self.rel_pos_w)
+        tables = self._tables()
         if self.is_padded:
             pad_q_HD, pad_k_HD, pad_v_HD = self.qkv.bias.to(q_BHND.dtype).unflatten(0, (3, self.heads, -1)).unbind(0)
             k_BHMD, v_BHMD = (
                 torch.cat([real, pad[:, None].expand(real.shape[0], -1, 1, -1)], dim=2)
                 for real, pad in ((k_BHND, pad_k_HD), (v_BHND, pad_v_HD))
             )
-            bias = padded_window_bias(q_BHND, pad_q_HD, *tables, self.grid_size, self._rows_DS)
+            bias = padded_window_bias(q_BHND, pad_q_HD, tables, self.grid_size)
             out_BHND = attend(q_BHND, k_BHMD, v_BHMD, bias, self.pattern.backend)
         else:
-            bias = position_bias(q_BHND, *tables, self.grid_size, self._rows_DS)
+            bias = position_bias(q_BHND, tables, self.grid_size)
             out_BHND = sparse_attention(q_BHND, k_BHND, v_BHND, self.pattern, bias_BHNN=bias)
         return self.proj(out_BHND.transpose(1, 2).reshape(x_BzyxC.shape))

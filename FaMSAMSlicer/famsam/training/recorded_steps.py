@@ -84,7 +84,7 @@ class RecordedSteps:
         self.replays = Replays(record or functools.partial(cuda_graph, device=device, rehearsals=0))
         self.dice = DeviceDice(device)
         self._batches: Dict[Hashable, Tuple[Tensor, Tensor]] = {}
-        self._begun: Optional[torch.cuda.Event] = None
+        self._end: Optional[torch.cuda.Event] = None
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -118,13 +118,13 @@ class RecordedSteps:
         learning = tuple(p.grad is not None for p in self.learner.parameters())
         self.replays(learning, self._updated)
         if self.device.type == "cuda":
-            self._begun = torch.cuda.Event()
-            self._begun.record()
+            self._end = torch.cuda.Event()
+            self._end.record()
 
     def _wait(self) -> None:
         """One step at a time, while the next batch is made ready."""
-        if self._begun is not None:
-            self._begun.synchronize()
+        if self._end is not None:
+            self._end.synchronize()
 
     def _forget_gradients(self) -> None:
         """Set them to 0 where they are, since recordings add to the same tensors."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from famsam.model.attention import attend
 from famsam.model.sam_config import VitConfig
-from famsam.model.sam_position_bias import _terms, all_rows, padded_window_bias, position_bias, terms_at_once
+from famsam.model.sam_position_bias import Tables, _terms, all_rows, padded_window_bias, position_bias, terms_at_once
 from famsam.model.sam_vit import RelativeAttention
 
 
@@ -33,7 +33,7 @@ def test_bias_is_the_published_one():
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, 2, 27, 4, generator=generator, dtype=torch.float64)
     rel = tables(3, 4, generator)
-    found = position_bias(q, *rel, grid_size=3)
+    found = position_bias(q, Tables(*rel), grid_size=3)
     for b, h in itertools.product(range(2), range(2)):
         torch.testing.assert_close(found[b, h], definition(q[b, h].view(3, 3, 3, 4), *rel, size=3))
 
@@ -42,8 +42,8 @@ def test_bias_is_the_published_one():
 def test_the_terms_of_one_product_are_those_of_three(window):
     generator = torch.Generator().manual_seed(2)
     q = torch.randn(2, 2, 27, 4, generator=generator, dtype=torch.float64, requires_grad=True)
-    rel = tables(window, 4, generator)
-    for found, expected in zip(terms_at_once(q, all_rows(*rel), grid_size=3), _terms(q, *rel, grid_size=3)):
+    rel = Tables(*tables(window, 4, generator))
+    for found, expected in zip(terms_at_once(q, all_rows(rel), grid_size=3), _terms(q, rel, grid_size=3)):
         torch.testing.assert_close(found, expected)
         weights = torch.randn(expected.shape, generator=generator, dtype=torch.float64)
         gradients = [torch.autograd.grad((term * weights).sum(), q, retain_graph=True)[0] for term in (found, expected)]
@@ -65,7 +65,7 @@ def test_one_virtual_key_is_exactly_the_padded_window():
     expected = (scores.softmax(-1) @ v).view(window, window, window, channels)[:grid, :grid, :grid].flatten(0, 2)
 
     q, k, v = real.flatten(1, 3)[:, None, None]
-    bias = padded_window_bias(q, pad[0][None], *rel, grid_size=grid)
+    bias = padded_window_bias(q, pad[0][None], Tables(*rel), grid_size=grid)
     k, v = (torch.cat([t, p.view(1, 1, 1, channels)], dim=2) for t, p in ((k, pad[1]), (v, pad[2])))
     for backend in ("reference", "sdpa"):
         torch.testing.assert_close(attend(q, k, v, bias, backend)[0, 0], expected)
