@@ -114,7 +114,7 @@ class RecordedSteps:
         return {name: value.clone() if isinstance(value, Tensor) else value for name, value in values.items()}
 
     def update(self) -> None:
-        """Clip the gradients and have the optimisers step; gradients that are not finite change nothing."""
+        """Clip the gradients and have the optimisers step; gradients that are not finite count as 0."""
         learning = tuple(p.grad is not None for p in self.learner.parameters())
         self.replays(learning, self._updated)
         if self.device.type == "cuda":
