@@ -46,6 +46,8 @@ class SegmenterOptions:
     """A wider view is taken if its predicted IoU is at least this share of the narrower one's."""
     closer_trust: float = 0.8
     """A closer view is taken if its predicted IoU is at least this share of the wider one's."""
+    as_sure: float = 0.8
+    """A scout with at least this share of the best one's predicted IoU is about as sure as it."""
     scout_trust: float = 0.5
     """A full look with less than this share of the predicted IoU that a small crop of the same view had is doubted."""
     refine_above: float = 1.3
@@ -158,22 +160,39 @@ class Segmenter:
         A structure seen for the first time is scouted in small crops, an eighth of the work each, where the model takes
         them; what they led to is then looked at in full, or at once through the closer tile that shows it whole. If a
         full look loses what the scout saw, it looks again with that as the previous logits, and the most trusted of the
-        three counts.
+        three counts. Where that is hardly trusted, and another scout was about as sure, what it leads to is seen, too:
+        which of the two is a little surer hangs on a fraction of a voxel.
         """
         views = self._start_views(prompts, previous)
-        size = self.model.crop_size
-        if len(views) > 1 and self.model.scout_size is not None:
-            view, seen, trust = yield from self._followed(views, prompts, previous, self.model.scout_size)
-            scouted = F.interpolate(seen, size=(self.model.mask_size,) * 3, mode="trilinear")
-            closer = yield from self._in_one_tile(view, scouted, trust, prompts)
-            if closer is not None:
-                return closer
-            logits, quality = yield from self._look(view, prompts, previous, size)
-            if quality < self.options.scout_trust * trust:
-                again = self.decode(self.embedding(view), view, prompts, scouted.clamp(-6, 6))
-                logits, quality = max((logits, quality), (scouted, trust), again, key=lambda found: found[1])
-            return view, logits, quality
-        return (yield from self._followed(views, prompts, previous, size))
+        size, options = self.model.crop_size, self.options
+        if len(views) == 1 or self.model.scout_size is None:
+            view, looks = yield from self._followed(views, prompts, previous, size)
+            return (view, *looks[view])
+        view, scouts = yield from self._followed(views, prompts, previous, self.model.scout_size)
+        found = yield from self._in_full(view, *scouts[view], prompts, previous)
+        others = sorted((other for other in scouts if other != view), key=lambda other: -scouts[other][1])
+        if found[2] < options.enough_trust and others and scouts[others[0]][1] >= options.as_sure * scouts[view][1]:
+            other = yield from self._in_full(others[0], *scouts[others[0]], prompts, previous)
+            found = max(found, other, key=lambda one: one[2])
+        return found
+
+    def _in_full(
+        self, view: CropBox, seen: Tensor, trust: float, prompts: Prompts, previous: Prediction
+    ) -> Generator[None, None, Tuple[CropBox, Tensor, float]]:
+        """What a scouted view leads to: the view, its logits and predicted IoU.
+
+        Args:
+            seen, trust: logits (1, 1, n, n, n) and predicted IoU of the scouting.
+        """
+        scouted = F.interpolate(seen, size=(self.model.mask_size,) * 3, mode="trilinear")
+        closer = yield from self._in_one_tile(view, scouted, trust, prompts)
+        if closer is not None:
+            return closer
+        logits, quality = yield from self._look(view, prompts, previous, self.model.crop_size)
+        if quality < self.options.scout_trust * trust:
+            again = self.decode(self.embedding(view), view, prompts, scouted.clamp(-6, 6))
+            logits, quality = max((logits, quality), (scouted, trust), again, key=lambda found: found[1])
+        return view, logits, quality
 
     def _in_one_tile(
         self, view: CropBox, scouted: Tensor, trust: float, prompts: Prompts
@@ -196,14 +215,15 @@ class Segmenter:
 
     def _followed(
         self, views: Sequence[CropBox], prompts: Prompts, previous: Prediction, size: int
-    ) -> Generator[None, None, Tuple[CropBox, Tensor, float]]:
+    ) -> Generator[None, None, Tuple[CropBox, Dict[CropBox, Tuple[Tensor, float]]]]:
         """Of several views the first that will do, else the one that the model trusts most, followed to a better one.
 
         If the structure goes on behind a face of the view, the view widens; if it is small in it, the view closes in;
         neither if that costs much trust.
 
         Returns:
-            the view, its logits and predicted IoU, from a crop of ``size`` voxels an edge.
+            the view, and of all views that were looked at the logits and predicted IoU, from crops of ``size`` voxels
+            an edge.
         """
         options, newest = self.options, prompts.points_zyx[-1]
         looks: Dict[CropBox, Tuple[Tensor, float]] = {}
@@ -225,7 +245,7 @@ class Segmenter:
                 break
             best = better
             followed.add(best)
-        return (best, *looks[best])
+        return best, looks
 
     def _start_views(self, prompts: Prompts, previous: Prediction) -> List[CropBox]:
         """The previous view if the newest prompt and the object at it fit, else one made for them, or several."""

@@ -209,8 +209,8 @@ def test_a_first_look_that_is_trusted_enough_is_the_only_one(monkeypatch, trust,
     assert dice(prediction.mask.dense(), truth) > 0.95
 
 
-@pytest.mark.parametrize("trust, scouts", [(0.6, 1), (0.4, 3)])
-def test_a_view_is_chosen_in_small_crops_and_looked_at_once(monkeypatch, trust, scouts):
+@pytest.mark.parametrize("trust, scouts, full", [(0.6, 1, 1), (0.4, 3, 2)])
+def test_a_view_is_chosen_in_small_crops_and_looked_at_once_or_beside_another(monkeypatch, trust, scouts, full):
     size, spacing = (110, 110, 110), (2.0, 2.0, 2.0)
     truth = ball(mm_of(size, spacing), (110, 110, 110), 35)
     segmenter = Segmenter(ThresholdModel(scout_size=64), scan_of(truth, spacing))
@@ -222,11 +222,32 @@ def test_a_view_is_chosen_in_small_crops_and_looked_at_once(monkeypatch, trust, 
 
     monkeypatch.setattr(segmenter, "decode", doubting)
     first, second = run(segmenter, [(55, 55, 55), (60, 55, 55)])
-    assert [view.size for view in seen] == [64] * scouts + [128, 128]
-    assert len(set(seen[:scouts])) == scouts and seen[scouts] == seen[scouts + 1] == first.view == second.view
+    assert [view.size for view in seen] == [64] * scouts + [128] * full + [128]
+    assert len(set(seen[:scouts])) == scouts and seen[scouts] == seen[-1] == first.view == second.view
     scout = seen[0]
     assert scout.center_zyx == first.view.center_zyx and scout.spacing_mm == 2 * first.view.spacing_mm
     assert dice(first.mask.dense(), truth) > 0.95
+
+
+@pytest.mark.parametrize("as_sure, chosen", [(0.35, 1), (0.25, 0)])
+def test_of_two_scouts_about_as_sure_the_one_counts_that_is_trusted_in_full(monkeypatch, as_sure, chosen):
+    size, spacing = (110, 110, 110), (2.0, 2.0, 2.0)
+    truth = ball(mm_of(size, spacing), (110, 110, 110), 35)
+    segmenter = Segmenter(ThresholdModel(scout_size=64), scan_of(truth, spacing))
+    decode, scouts, full = segmenter.decode, [], []
+
+    def trusting(embedding, view, *rest):
+        logits = decode(embedding, view, *rest)[0]
+        if view.size == 64:
+            scouts.append(view)
+            return logits, 0.4 if len(scouts) == 1 else as_sure if len(scouts) == 2 else 0.1
+        full.append(view)
+        return logits, 0.3 if len(full) == 1 else 0.7
+
+    monkeypatch.setattr(segmenter, "decode", trusting)
+    (first,) = run(segmenter, [(55, 55, 55)])
+    assert len(full) == 1 + chosen and first.view == full[chosen]
+
 
 
 @pytest.mark.parametrize("again, counts", [(0.7, "the look again"), (0.2, "the scout")])
