@@ -24,7 +24,7 @@ from .model.base import Embedding, PromptableModel
 from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE, one_way, restrained
 from .pieces import bounds_of_piece_nearest, piece_at, pieces_of
 from .resample import CropBox, extract_crop, held_on, mask_to_crop, paste_logits
-from .tiling import Tiling
+from .tiling import Tiling, is_thin
 from .views import ViewChooser, ViewOptions, thickened
 from .volume import Volume
 
@@ -54,6 +54,11 @@ class SegmenterOptions:
     """Views coarser than this many times the first spacing get their borders refined by finer tiles."""
     most_tiles: int = 12
     """At most so many tiles refine one prediction."""
+    thin_share: float = 0.4
+    """A mask of which less than this share lies deeper than a voxel of the logits is thin, and looked at twice as
+    closely around every further prompt."""
+    thin_tiles: int = 2
+    """At most so many tiles do that."""
     cached_embeddings: int = 16
     """Embeddings kept, least recently used ones dropped first (about 10 MB each)."""
 
@@ -140,15 +145,15 @@ class Segmenter:
         started = time.perf_counter()
         self._timings = _no_timings()
         view, logits, quality = yield from self._best_look(prompts, previous)
-        fine, tile = yield from self._refined(view, logits, prompts)
+        fine, onward = yield from self._refined(view, logits, prompts, previous)
         with _Clock(self._timings, "paste"):
             fine = self.own_pieces(fine, view, prompts, previous.mask, base)
             mask = self.pasted(previous.mask, view, fine)
             mask = self._obeying(mask, prompts, previous.mask)
-        if tile is not None and mask.box_zyx is not None:
+        if onward is not None and mask.box_zyx is not None:
             low, high = (np.array(corner, dtype=float) for corner in mask.box_zyx)
-            if self.chooser.fits(tile[0], low, high):  # what one tile shows whole is looked at through it from now on
-                view, logits = tile
+            if onward[0] == view or self.chooser.fits(onward[0], low, high):
+                view, logits = onward
         self._timings["total"] = 1000 * (time.perf_counter() - started)
         return Prediction(mask, view, logits.half(), self.model.calibration.iou(quality), self._timings)
 
@@ -283,10 +288,10 @@ class Segmenter:
         prior = self.prior(view, previous)
         logits, quality = self.decode(embedding, view, prompts, prior)
         if self.model.one_way and prior is not None:
-            logits = one_way(logits, prior, torch.tensor(prompts.labels[-1:]))
             if prompts.labels[-1] == POSITIVE:
                 newest = torch.from_numpy(view.points_to_crop(prompts.points_zyx[-1], self.grid))
                 logits = restrained(logits, prior, (newest + 0.5) * logits.shape[-1] / size - 0.5)
+            logits = one_way(logits, prior, torch.tensor(prompts.labels[-1:]))
         return logits, quality
 
     def _encoded(self, view: CropBox) -> Generator[None, None, Embedding]:
@@ -353,21 +358,26 @@ class Segmenter:
         return points_N3, torch.from_numpy(labels.astype(np.int64))
 
     def _refined(
-        self, view: CropBox, logits: Tensor, prompts: Prompts
+        self, view: CropBox, logits: Tensor, prompts: Prompts, previous: Prediction
     ) -> Generator[None, None, Tuple[Tensor, Optional[Tuple[CropBox, Tensor]]]]:
-        """Logits of a coarse view on a grid 2 to 4 times as fine, its border decoded again through closer tiles.
+        """Logits of a view on a grid 2 to 4 times as fine, where its border is better decoded through closer tiles.
 
-        Also the tile and its logits where one was enough.
+        Also what to go on from, a view and its logits, if that is not what was given: the tile if one shows everything
+        that a coarse view does, else the view with what the tiles found.
         """
-        tiling = self._tiling(view, logits)
-        if tiling is None:
+        coarse = self._tiling(view, logits)
+        tiling = coarse or self._around_newest(view, logits, prompts, previous)
+        if tiling is None or not tiling.origins:
             return logits, None
         for origin in tiling.origins:
             tile = tiling.view_of(origin, self.grid)
             embedding = yield from self._encoded(tile)
             part, _ = self.decode(embedding, tile, prompts, tiling.prior(origin))
             tiling.add(origin, part)
-        return tiling.blended(), (tile, part) if len(tiling.origins) == 1 else None
+        fine = tiling.blended()
+        if coarse is not None and len(tiling.origins) == 1:
+            return fine, (tile, part)
+        return fine, (view, F.interpolate(fine, size=logits.shape[2:], mode="trilinear"))
 
     def _tiling(self, view: CropBox, logits: Tensor) -> Optional[Tiling]:
         """The tiles that refine a coarse view; None if it is fine enough, or if the model sees at one spacing only."""
@@ -378,6 +388,19 @@ class Segmenter:
         if factor < 2 or view.spacing_mm < options.refine_above * options.views.first_spacing_mm:
             return None
         return Tiling(view, logits, factor, options.most_tiles)
+
+    def _around_newest(
+        self, view: CropBox, logits: Tensor, prompts: Prompts, previous: Prediction
+    ) -> Optional[Tiling]:
+        """The tiles that look twice as closely at a thin structure around the newest prompt; None where there is none,
+        or before anything was found."""
+        if self.model.spacing_mm is not None or previous.mask.box_zyx is None:
+            return None
+        foreground = (logits[0, 0] > 0).numpy()
+        if view.spacing_mm < 1.99 * self.chooser.finest_mm or not is_thin(foreground, self.options.thin_share):
+            return None
+        at = (view.points_to_crop(prompts.points_zyx[-1], self.grid) + 0.5) * len(foreground) / view.size - 0.5
+        return Tiling(view, logits, 2, self.options.thin_tiles, at)
 
     def own_pieces(
         self, logits: Tensor, view: CropBox, prompts: Prompts, before: CompactMask, base: CompactMask

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -29,14 +29,17 @@ class Tiling:
         view, logits: the coarse view and its logits (1, 1, n, n, n), on the CPU.
         factor: how many times as fine the tiles are; each has n logits along an edge, too.
         most: at most so many tiles.
+        near_zyx: those nearest to a place in the view, in voxels of its logits; None: those with the longest border.
 
     Attributes:
         origins: of the tiles, (Z, Y, X); none where the coarse view shows no border.
     """
 
-    def __init__(self, view: CropBox, logits: Tensor, factor: int, most: int) -> None:
+    def __init__(
+        self, view: CropBox, logits: Tensor, factor: int, most: int, near_zyx: Optional[NDArray[np.float64]] = None
+    ) -> None:
         self._view, self._logits, self._factor, self._n = view, logits, factor, logits.shape[-1]
-        self.origins = tiles((logits[0, 0] > 0).numpy(), factor, most, size=self._n)
+        self.origins = tiles((logits[0, 0] > 0).numpy(), factor, most, near_zyx, size=self._n)
 
     @cached_property
     def _whole(self) -> Tensor:
@@ -83,13 +86,20 @@ class Tiling:
 
 
 def tiles(
-    coarse_mask: NDArray[np.bool_], factor: int, most: int, size: int = 64, stride: int = 48, step: int = 8
+    coarse_mask: NDArray[np.bool_],
+    factor: int,
+    most: int,
+    near_zyx: Optional[NDArray[np.float64]] = None,
+    size: int = 64,
+    stride: int = 48,
+    step: int = 8,
 ) -> Sequence[Index3]:
     """Origins of cubes that cover the border of a mask given on a grid ``factor`` times as coarse.
 
     Args:
         coarse_mask: (n, n, n) bool; the cubes lie on a grid of (n * factor) voxels an edge.
-        most: at most so many, those with the longest border first.
+        most: at most so many, those with the longest border first,
+        near_zyx: or those nearest to a place on the coarse grid.
         size, stride: of the cubes, in fine voxels.
         step: origins are multiples of it where that costs no more cubes, so that the same cubes, seen already, cover a
             mask that changes a little.
@@ -108,15 +118,30 @@ def tiles(
         if b - reach <= on_step <= a:
             first = on_step
         starts.append(sorted({int(np.clip(first + i * stride, 0, n - size)) for i in range(count)}))
-    scored = []
+    scored: List[Tuple[float, Index3]] = []
     for z in starts[0]:
         for y in starts[1]:
             for x in starts[2]:
                 block = coarse_mask[tuple(slice(o // factor, -(-(o + size) // factor)) for o in (z, y, x))]
                 border = sum(int((np.diff(block.view(np.int8), axis=a) != 0).sum()) for a in range(3))
-                if border:
+                if border and near_zyx is None:
                     scored.append((-border, (z, y, x)))
+                elif border:
+                    away = np.abs(np.array((z, y, x)) + size / 2 - factor * (near_zyx + 0.5))
+                    scored.append((float(away.max()), (z, y, x)))
     return [origin for _, origin in sorted(scored)[:most]]
+
+
+def is_thin(mask_zyx: NDArray[np.bool_], share: float) -> bool:
+    """Whether less than a share of a mask's voxels have nothing of its outside among their 26 neighbours."""
+    inner = mask_zyx.copy()
+    for axis in range(3):
+        line = np.moveaxis(inner, axis, 0)
+        before = line.copy()
+        line[1:] &= before[:-1]
+        line[:-1] &= before[1:]
+        line[[0, -1]] = False
+    return int(inner.sum()) < share * int(mask_zyx.sum())
 
 
 def _taper(n: int) -> Tensor:

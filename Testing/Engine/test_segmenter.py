@@ -341,6 +341,46 @@ def test_clicking_again_on_a_large_structure_keeps_it_whole():
         assert dice(prediction.mask.dense(), truth) > 0.95
 
 
+def thin_and_compact():
+    """A shell 3 mm thick of 80 mm across, and a ball of that size; two voxels in each."""
+    size, spacing = (120, 120, 120), (1.0, 1.0, 1.0)
+    mm = mm_of(size, spacing)
+    whole = ball(mm, (60, 60, 60), 40)
+    shell = whole & ~ball(mm, (60, 60, 60), 37)
+    on_shell, on_whole = [(22, 60, 60), (60, 22, 60)], [(60, 60, 60), (40, 40, 60)]
+    return (shell, scan_of(shell, spacing), on_shell), (whole, scan_of(whole, spacing), on_whole)
+
+
+def test_a_thin_structure_is_looked_at_closely_around_further_clicks():
+    (truth, volume, points), _ = thin_and_compact()
+    closely = run(Segmenter(ThresholdModel(), volume), points)
+    coarsely = run(Segmenter(ThresholdModel(), volume, SegmenterOptions(thin_share=0.0)), points)
+    assert closely[0].mask.dense().tolist() == coarsely[0].mask.dense().tolist(), "of a first click nothing is known"
+    around = (slice(None), slice(0, 60), slice(None))
+    wrong = [1 - dice(one[1].mask.dense()[around], truth[around]) for one in (closely, coarsely)]
+    assert wrong[0] < 0.5 * wrong[1]
+    assert closely[1].view == coarsely[1].view, "the view stays"
+    assert not torch.equal(closely[1].logits, coarsely[1].logits), "and goes on from what the tiles found"
+
+
+def views_of_a_second_click(volume, points, options=None):
+    segmenter = Segmenter(ThresholdModel(), volume, options)
+    first, _ = run(segmenter, points)
+    seen, decode = [], segmenter.decode
+    segmenter.decode = lambda embedding, view, *rest: seen.append(view) or decode(embedding, view, *rest)
+    prompts = Prompts(np.array(points, dtype=float), (POSITIVE,) * 2)
+    segmenter.step(prompts, first, CompactMask.empty(segmenter.grid.size_zyx))
+    return seen
+
+
+def test_that_costs_two_more_views_at_most_and_none_of_a_compact_structure():
+    (_, thin, on_thin), (_, compact, on_compact) = thin_and_compact()
+    view, *closer = views_of_a_second_click(thin, on_thin)
+    assert [tile.spacing_mm for tile in closer] == [view.spacing_mm / 2] * 2
+    assert views_of_a_second_click(thin, on_thin, SegmenterOptions(thin_share=0.0)) == [view]
+    assert len(views_of_a_second_click(compact, on_compact)) == 1
+
+
 # --- small structures ---
 
 

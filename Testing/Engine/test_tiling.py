@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from famsam.geometry import Grid
 from famsam.resample import CropBox
-from famsam.tiling import Tiling, tiles
+from famsam.tiling import Tiling, is_thin, tiles
 
 GRID = Grid((200, 200, 200), np.diag([1.5, 1.0, 1.0, 1.0]))
 VIEW = CropBox((90.0, 100.0, 80.0), 3.0, 128)
@@ -66,6 +66,35 @@ def test_the_tiles_with_the_longest_border_come_first():
     border = border_voxels(mask)
     lengths = [border[tuple(slice(o // 4, o // 4 + 16) for o in origin)].sum() for origin in every]
     assert lengths[0] > lengths[-1]
+
+
+@pytest.mark.parametrize("near", [(5, 20, 60), (60, 20, 30), (31, 31, 31)])
+def test_or_those_nearest_to_a_place(near):
+    mask = ball(64, 30)
+    every, few = tiles(mask, 4, most=10_000), tiles(mask, 4, 3, np.array(near))
+    away = {origin: np.abs(np.array(origin) + 31.5 - (4 * np.array(near) + 1.5)).max() for origin in every}
+    assert [away[origin] for origin in few] == sorted(away.values())[:3]
+    assert set(tiles(mask, 4, 10_000, np.array(near))) == set(every)
+
+
+def test_shells_sheets_and_threads_are_thin_balls_are_not():
+    sheet, thread, rod = np.zeros((3, 64, 64, 64), dtype=bool)
+    sheet[20:23, 5:60, 5:60] = True
+    thread[:, 30:32, 30:32] = True
+    rod[:, 20:44, 20:44] = True
+    for mask, expected in [
+        (ball(64, 25) & ~ball(64, 22), True),
+        (sheet, True),
+        (thread, True),
+        (rod, False),
+        (ball(64, 6), False),
+        (ball(64, 25), False),
+        (np.zeros_like(rod), False),
+    ]:
+        before = mask.copy()
+        assert is_thin(mask, 0.4) == expected
+        assert (mask == before).all()
+    assert not is_thin(thread, 0.0)
 
 
 def test_no_tiles_without_a_border():

@@ -386,4 +386,17 @@ def test_growth_is_free_for_first_masks_for_small_ones_and_where_it_is_moderate(
     for before, added in ((empty, 16), (small, 2), (half, 16)):
         after = before.clone()
         after[0, 0, :added] = 5
-        assert torch.equal(restrained(after, before, at), after)
+        assert torch.equal(restrained(after, before, at) > 0, after > 0)
+
+
+def test_a_positive_click_adds_only_what_is_certain_enough():
+    before = torch.full((1, 1, 16, 16, 16), -4.0)
+    before[..., :4, :4, :4] = 4
+    after = before.clone()
+    after[0, 0, 8], after[0, 0, 12] = 1.5, 0.5
+    after[0, 0, 0, 0, 0] = 0.5
+    found = restrained(after, before, torch.tensor([12.0, 8.0, 8.0]))
+    assert (found[0, 0, 8] > 0).all() and found[0, 0, 0, 0, 0] > 0, "what is certain, and what was there"
+    beside = torch.zeros(16, 16, dtype=torch.bool)
+    beside[7:10, 7:10] = True
+    assert torch.equal(found[0, 0, 12] > 0, beside), "and what was clicked on"
