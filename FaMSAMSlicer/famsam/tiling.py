@@ -124,11 +124,12 @@ def tiles(
             for x in starts[2]:
                 block = coarse_mask[tuple(slice(o // factor, -(-(o + size) // factor)) for o in (z, y, x))]
                 border = sum(int((np.diff(block.view(np.int8), axis=a) != 0).sum()) for a in range(3))
-                if border and near_zyx is None:
-                    scored.append((-border, (z, y, x)))
-                elif border:
-                    away = np.abs(np.array((z, y, x)) + size / 2 - factor * (near_zyx + 0.5))
-                    scored.append((float(away.max()), (z, y, x)))
+                if not border:
+                    continue
+                last = -float(border)
+                if near_zyx is not None:
+                    last = float(np.abs(np.array((z, y, x)) + size / 2 - factor * (near_zyx + 0.5)).max())
+                scored.append((last, (z, y, x)))
     return [origin for _, origin in sorted(scored)[:most]]
 
 
