@@ -288,10 +288,10 @@ class Segmenter:
         prior = self.prior(view, previous)
         logits, quality = self.decode(embedding, view, prompts, prior)
         if self.model.one_way and prior is not None:
-            if prompts.labels[-1] == POSITIVE:
-                newest = torch.from_numpy(view.points_to_crop(prompts.points_zyx[-1], self.grid))
-                logits = restrained(logits, prior, (newest + 0.5) * logits.shape[-1] / size - 0.5)
-            logits = one_way(logits, prior, torch.tensor(prompts.labels[-1:]))
+            newest = torch.tensor(prompts.labels[-1:])
+            at = torch.from_numpy(view.points_to_crop(prompts.points_zyx[-1:], self.grid))
+            logits = restrained(logits, prior, (at + 0.5) * logits.shape[-1] / size - 0.5, newest)
+            logits = one_way(logits, prior, newest)
         return logits, quality
 
     def _encoded(self, view: CropBox) -> Generator[None, None, Embedding]:

@@ -1,9 +1,9 @@
 """Score against steps: the same network trained for more and more steps, each time from scratch to the end of its
 learning rate, and scored on the cases that it was not trained on.
 
-    python Testing/Benchmarks/train_scaling.py DATA --config Testing/Benchmarks/train_generalisation.json -o scaling/
+    python Testing/Benchmarks/train_scaling.py DATA --config Testing/Benchmarks/train_oriented.json -o scaling/
 
-DATA as for ``train_generalisation.py``, whose sources without anything of the head are trained on. Writes
+DATA as for ``train_generalisation.py``, whose sources are trained on, without those of one kind if so told. Writes
 ``scaling.md``, ``.json`` and ``.png``, and each run's folder; runs that have ended are not repeated.
 """
 
@@ -54,10 +54,11 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--config", type=Path, required=True, help='JSON with "train" and "model"')
     parser.add_argument("--steps", type=int, nargs="+", default=[60, 125, 250, 500])
+    parser.add_argument("--without", choices=("nothing", "CT", "MR", "heads"), default="nothing", help="left out")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
     config, model_config = read_config(args.config)
-    source = sources(args.data, "heads")
+    source = sources(args.data, args.without)
     methods, seconds = [], {}
     for steps in args.steps:
         warmup = min(config.warmup_steps, steps // 4)

@@ -313,7 +313,7 @@ MOST_GROWTH, FREE_GROWTH = 2.0, 512
 """See ``restrained``: how many times the voxels that were there, and how many voxels in any case."""
 
 
-def restrained(logits_11zyx: Tensor, previous_11zyx: Tensor, at_zyx: Tensor) -> Tensor:
+def restrained(logits_B1zyx: Tensor, previous_B1zyx: Tensor, at_B3: Tensor, newest_B: Tensor) -> Tensor:
     """Logits with which a positive click adds only what is certain enough, and no more than ``MOST_GROWTH`` times what
     was there before it.
 
@@ -321,21 +321,47 @@ def restrained(logits_11zyx: Tensor, previous_11zyx: Tensor, at_zyx: Tensor) -> 
     A first mask is as large as it is found.
 
     Args:
-        previous_11zyx: the logits before the click.
-        at_zyx: the click, (3,) in voxels of the logits' grid; what is found right beside it stays as it is.
+        previous_B1zyx: the logits before the click.
+        at_B3: the click, in voxels of the logits' grid; what is found right beside it stays as it is.
+        newest_B: the newest prompt's label; only positive clicks change anything.
     """
-    inside = previous_11zyx > 0
+    if logits_B1zyx.is_cuda:
+        return restrained_at_once(logits_B1zyx, previous_B1zyx, at_B3, newest_B)
+    items = zip(logits_B1zyx[:, 0], previous_B1zyx[:, 0], at_B3, newest_B.tolist())
+    return torch.stack([_restrained(*given) if label == POSITIVE else given[0] for *given, label in items])[:, None]
+
+
+def _restrained(logits_zyx: Tensor, previous_zyx: Tensor, at_3: Tensor) -> Tensor:
+    """``restrained`` for one positive click."""
+    inside = previous_zyx > 0
     before = int(inside.sum())
     if before == 0:
-        return logits_11zyx
+        return logits_zyx
     least, most = LEAST_ADDED, max(int(MOST_GROWTH * before), FREE_GROWTH)
-    added = logits_11zyx[(logits_11zyx > least) & ~inside]
+    added = logits_zyx[(logits_zyx > least) & ~inside]
     if len(added) > most:
         least = float(added.kthvalue(len(added) - most).values)
-    lowered = torch.where(inside, logits_11zyx, logits_11zyx - least)
-    beside = tuple(slice(max(0, round(at) - 1), max(0, round(at) + 2)) for at in at_zyx.tolist())
-    lowered[0, 0][beside] = logits_11zyx[0, 0][beside]
+    lowered = torch.where(inside, logits_zyx, logits_zyx - least)
+    beside = tuple(slice(max(0, round(at) - 1), max(0, round(at) + 2)) for at in at_3.tolist())
+    lowered[beside] = logits_zyx[beside]
     return lowered
+
+
+def restrained_at_once(logits_B1zyx: Tensor, previous_B1zyx: Tensor, at_B3: Tensor, newest_B: Tensor) -> Tensor:
+    """``restrained`` without a look at the values."""
+    inside = previous_B1zyx > 0
+    before_B1 = inside.flatten(1).sum(1, keepdim=True)
+    most_B1 = (MOST_GROWTH * before_B1).long().clamp(FREE_GROWTH, inside[0].numel() - 1)
+    ranked_BV = torch.where(inside, -FAR, logits_B1zyx).flatten(1).sort(dim=1, descending=True).values
+    least_B1 = ranked_BV.gather(1, most_B1).clamp_min(LEAST_ADDED)
+    z, y, x = (
+        (torch.arange(n, device=at_B3.device) - at_B3[:, axis, None].round()).abs() <= 1
+        for axis, n in enumerate(logits_B1zyx.shape[2:])
+    )
+    beside = (z[:, :, None, None] & y[:, None, :, None] & x[:, None, None, :])[:, None]
+    free_B1 = (newest_B != POSITIVE)[:, None] | (before_B1 == 0)
+    lowered = logits_B1zyx - least_B1.view(-1, 1, 1, 1, 1)
+    return torch.where(inside | beside | free_B1.view(-1, 1, 1, 1, 1), logits_B1zyx, lowered)
 
 
 def keep_clicks(logits_BMzyx: Tensor, points_BN3: Tensor, labels_BN: Tensor, radius: float = 1.0) -> Tensor:

@@ -113,10 +113,12 @@ def next_logits(
     labels_BN: Tensor,
 ) -> Tensor:
     """What the next round gets as previous logits, with the guarantees that a session gives."""
-    logits = logits_B1zyx.float()
+    logits, points_BN3 = logits_B1zyx.float(), points_BN3 / 2 - 0.25
     if model.one_way and previous_B1zyx is not None:
-        logits = prompt_maps.one_way(logits, previous_B1zyx, labels_BN[:, -1])
-    return prompt_maps.keep_clicks(logits, points_BN3 / 2 - 0.25, labels_BN)
+        newest_B = labels_BN[:, -1]
+        logits = prompt_maps.restrained(logits, previous_B1zyx, points_BN3[:, -1], newest_B)
+        logits = prompt_maps.one_way(logits, previous_B1zyx, newest_B)
+    return prompt_maps.keep_clicks(logits, points_BN3, labels_BN)
 
 
 def label_loss(config: TrainConfig, targets: Tensor) -> RoundLoss:

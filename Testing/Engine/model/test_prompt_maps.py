@@ -11,6 +11,8 @@ from famsam.model import prompt_maps
 from famsam.model.prompt_maps import (
     FAR,
     NEAR_AND_ALIKE,
+    NEGATIVE,
+    POSITIVE,
     SAME_REGION,
     PathMemory,
     StepCost,
@@ -28,6 +30,7 @@ from famsam.model.prompt_maps import (
     path_costs,
     point_masks,
     restrained,
+    restrained_at_once,
     running_minimum,
 )
 
@@ -364,13 +367,16 @@ def test_running_minimum_is_the_cumulative_one(axis, length):
     assert torch.equal(running_minimum(values, axis), expected)
 
 
+ADDS = torch.tensor([POSITIVE])
+
+
 def test_a_positive_click_adds_the_most_certain_part_of_what_would_be_too_much():
     before = torch.full((1, 1, 24, 24, 24), -4.0)
     before[..., :7, :7, :7] = 4  # 343 voxels
     certain = torch.linspace(5, 0.01, 24)  # ever less along z
     after = before.maximum(certain[:, None, None].expand(24, 24, 24)[None, None])
-    at = torch.tensor([20.0, 12.0, 12.0])
-    found = restrained(after, before, at)
+    at = torch.tensor([[20.0, 12.0, 12.0]])
+    found = restrained(after, before, at, ADDS)
     added = (found > 0) & (before <= 0)
     added[0, 0, 19:22, 11:14, 11:14] = False
     assert 0.7 * 686 < added.sum() <= 686 and added[0, 0, 0, 12, 12] and not added[0, 0, 1:].any()
@@ -378,7 +384,7 @@ def test_a_positive_click_adds_the_most_certain_part_of_what_would_be_too_much()
 
 
 def test_growth_is_free_for_first_masks_for_small_ones_and_where_it_is_moderate():
-    at = torch.tensor([4.0, 4.0, 4.0])
+    at = torch.tensor([[4.0, 4.0, 4.0]])
     empty = torch.full((1, 1, 16, 16, 16), -4.0)
     small, half = empty.clone(), empty.clone()
     small[0, 0, 4, 4, 4] = 4
@@ -386,7 +392,7 @@ def test_growth_is_free_for_first_masks_for_small_ones_and_where_it_is_moderate(
     for before, added in ((empty, 16), (small, 2), (half, 16)):
         after = before.clone()
         after[0, 0, :added] = 5
-        assert torch.equal(restrained(after, before, at) > 0, after > 0)
+        assert torch.equal(restrained(after, before, at, ADDS) > 0, after > 0)
 
 
 def test_a_positive_click_adds_only_what_is_certain_enough():
@@ -395,8 +401,23 @@ def test_a_positive_click_adds_only_what_is_certain_enough():
     after = before.clone()
     after[0, 0, 8], after[0, 0, 12] = 1.5, 0.5
     after[0, 0, 0, 0, 0] = 0.5
-    found = restrained(after, before, torch.tensor([12.0, 8.0, 8.0]))
+    found = restrained(after, before, torch.tensor([[12.0, 8.0, 8.0]]), ADDS)
     assert (found[0, 0, 8] > 0).all() and found[0, 0, 0, 0, 0] > 0, "what is certain, and what was there"
     beside = torch.zeros(16, 16, dtype=torch.bool)
     beside[7:10, 7:10] = True
     assert torch.equal(found[0, 0, 12] > 0, beside), "and what was clicked on"
+    assert torch.equal(restrained(after, before, torch.tensor([[12.0, 8.0, 8.0]]), torch.tensor([NEGATIVE])), after)
+
+
+def test_what_a_click_adds_can_be_told_of_all_items_at_once():
+    """Leaks that are cut, ones that are not, first masks, clicks at a face, negative clicks and padding."""
+    dice = torch.Generator().manual_seed(0)
+    before, after = (3 * torch.randn(24, 1, 16, 16, 16, generator=dice) + level for level in (-6.0, 0.0))
+    before[:4] = -1
+    before[4:8, :, :6] = 2
+    at = 15 * torch.rand(24, 3, generator=dice)
+    newest = torch.tensor([POSITIVE, POSITIVE, NEGATIVE, POSITIVE, -1, POSITIVE] * 4)
+    given = after, before, at, newest
+    assert torch.equal(restrained_at_once(*given), restrained(*given))
+    cut = ((after > 1) & (before <= 0)).flatten(1).sum(1) > 512
+    assert cut.any() and (restrained(*given) != after).any()
