@@ -156,7 +156,9 @@ def _evaluate(args: argparse.Namespace) -> None:
             label = None if name == "default" else Path(name).stem
             model = load_model(name, args.device, args.precision, paused_share=args.pause)
             methods.append(SessionSegmenter(model, label))
-    options = EvaluationOptions(dataset, args.clicks, args.tolerance_mm, args.pictures, progress=not args.quiet)
+    options = EvaluationOptions(
+        dataset, args.clicks, args.tolerance_mm, args.unsteady, args.pictures, progress=not args.quiet
+    )
     report = evaluate(args.directory, methods, options)
     report.write(args.output)
     if args.json:
@@ -289,6 +291,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--method", action="append",
                    help='"default", a weights file, "growcut" or "region-growing"; repeatable')
     p.add_argument("--clicks", type=int, default=10)
+    p.add_argument("--unsteady", type=int, metavar="SEED", help="click beside the centre of what is wrong, at random")
     p.add_argument("--tolerance-mm", type=float, default=2.0, help="of the normalised surface distance")
     p.add_argument("--include", action="append", default=[], help="pattern of case names")
     p.add_argument("--exclude", action="append", default=[], help="pattern of case names")

@@ -35,6 +35,8 @@ class EvaluationOptions:
     """Clicks a structure."""
     tolerance_mm: float = 2.0
     """How far apart two surfaces may be to agree in the NSD."""
+    unsteady: Optional[int] = None
+    """The seed of clicks beside the centre of what is wrong, see ``clicks``; None: right at it."""
     pictures: Optional[Path] = None
     """A folder for a picture of every structure's last result by every method; made if need be."""
     progress: bool = False
@@ -98,6 +100,7 @@ def evaluate(
             "exclude": list(options.dataset.exclude),
             "max_structures": options.dataset.max_structures,
             "min_voxels": options.dataset.min_voxels,
+            "unsteady": options.unsteady,
         },
         environment=describe_environment(),
     )
@@ -123,11 +126,14 @@ def _evaluate_structure(
         volume_ml=structure.voxels * float(np.prod(spacing_zyx_mm)) / 1000,
     )
     mask_zyx = np.zeros_like(truth_zyx)
+    hand = None
+    if options.unsteady is not None:
+        hand = np.random.default_rng([options.unsteady, *f"{case_name}/{structure.label}".encode()])
     try:
         began = time.perf_counter()
         segmenter.start(volume)
         result.start_ms = 1000 * (time.perf_counter() - began)
-        click: Optional[Click] = first_click(truth_zyx, spacing_zyx_mm)
+        click: Optional[Click] = first_click(truth_zyx, spacing_zyx_mm, hand)
         while click is not None and len(result.clicks) < options.clicks:
             r, a, s = volume.grid.ras_from_zyx_points(click.zyx).tolist()
             began = time.perf_counter()
@@ -139,7 +145,7 @@ def _evaluate_structure(
             result.dice.append(dice(truth_zyx, mask_zyx))
             result.nsd.append(surface.nsd)
             result.hausdorff95_mm.append(surface.hausdorff95_mm)
-            click = next_click(truth_zyx, mask_zyx, spacing_zyx_mm)
+            click = next_click(truth_zyx, mask_zyx, spacing_zyx_mm, hand)
     except Exception as error:
         result.failure = f"{type(error).__name__} at click {len(result.clicks) + 1}: {error}"
         _LOG.warning("%s, %s, %s: %s", segmenter.name, case_name, structure.name, result.failure, exc_info=True)

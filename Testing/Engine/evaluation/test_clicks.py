@@ -94,3 +94,20 @@ def test_of_equal_regions_the_first_one_is_taken():
 def test_an_empty_target_has_no_first_click():
     with pytest.raises(DatasetError, match="at least one voxel"):
         first_click(empty(), SPACING)
+
+
+def test_an_unsteady_hand_hits_what_is_deep_enough_and_other_voxels_with_another_seed():
+    truth = empty()
+    truth[4:15, 5:16, 6:17] = True  # a cube of 11 voxels, the deepest 6 from the outside
+    clicks = [first_click(truth, SPACING, np.random.default_rng(seed)) for seed in range(40)]
+    assert all(click.positive and max(abs(a - b) for a, b in zip(click.zyx, (9, 10, 11))) <= 3 for click in clicks)
+    assert len({click.zyx for click in clicks}) > 30
+    assert clicks[7] == first_click(truth, SPACING, np.random.default_rng(7))
+    excess = next_click(empty(), truth, SPACING, np.random.default_rng(7))
+    assert excess == (clicks[7].zyx, False)
+
+
+def test_an_unsteady_hand_hits_a_single_voxel():
+    one = empty()
+    one[3, 4, 5] = True
+    assert first_click(one, SPACING, np.random.default_rng(0)).zyx == (3, 4, 5)

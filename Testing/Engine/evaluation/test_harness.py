@@ -40,6 +40,23 @@ def test_a_perfect_and_a_stubborn_method_side_by_side(two_cases, oracle):
     assert wrong.failure is None
 
 
+def test_unsteady_clicks_are_the_same_for_every_method_and_in_every_run(two_cases):
+    class Other(Stubborn):
+        name = "other"
+
+    methods = [Stubborn(), Other()]
+    steady, first, again, second = (
+        evaluate(two_cases, methods, EvaluationOptions(clicks=2, unsteady=seed)) for seed in (None, 1, 1, 2)
+    )
+    places = [
+        [[click.point_ras_mm for click in result.clicks] for result in report.results]
+        for report in (steady, first, again, second)
+    ]
+    assert places[1] == places[2] and places[0] != places[1] != places[3]
+    assert places[1][0::2] == places[1][1::2]
+    assert first.options["unsteady"] == 1
+
+
 def test_every_click_is_scored_and_corrects_what_is_wrong(two_cases):
     report = evaluate(two_cases, [Painter()], EvaluationOptions(clicks=10, tolerance_mm=0.5))
     bar = of(report, "painter", "case_a", 4)  # 3 x 3 x 9 voxels: three cubes of the painter's
