@@ -393,8 +393,11 @@ class Segmenter:
         self, view: CropBox, logits: Tensor, prompts: Prompts, previous: Prediction
     ) -> Optional[Tiling]:
         """The tiles that look twice as closely at a thin structure around the newest prompt; None where there is none,
-        or before anything was found."""
-        if self.model.spacing_mm is not None or previous.mask.box_zyx is None:
+        or before anything was found.
+
+        For models whose clicks go one way, so that what was drawn more finely than they see is not decided anew.
+        """
+        if self.model.spacing_mm is not None or not self.model.one_way or previous.mask.box_zyx is None:
             return None
         foreground = (logits[0, 0] > 0).numpy()
         if view.spacing_mm < 1.99 * self.chooser.finest_mm or not is_thin(foreground, self.options.thin_share):

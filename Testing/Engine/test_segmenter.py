@@ -353,18 +353,19 @@ def thin_and_compact():
 
 def test_a_thin_structure_is_looked_at_closely_around_further_clicks():
     (truth, volume, points), _ = thin_and_compact()
-    closely = run(Segmenter(ThresholdModel(), volume), points)
-    coarsely = run(Segmenter(ThresholdModel(), volume, SegmenterOptions(thin_share=0.0)), points)
+    model = ThresholdModel(one_way=True)
+    closely = run(Segmenter(model, volume), points)
+    coarsely = run(Segmenter(model, volume, SegmenterOptions(thin_share=0.0)), points)
     assert closely[0].mask.dense().tolist() == coarsely[0].mask.dense().tolist(), "of a first click nothing is known"
     around = (slice(None), slice(0, 60), slice(None))
     wrong = [1 - dice(one[1].mask.dense()[around], truth[around]) for one in (closely, coarsely)]
-    assert wrong[0] < 0.5 * wrong[1]
+    assert wrong[0] < 0.7 * wrong[1]
     assert closely[1].view == coarsely[1].view, "the view stays"
     assert not torch.equal(closely[1].logits, coarsely[1].logits), "and goes on from what the tiles found"
 
 
-def views_of_a_second_click(volume, points, options=None):
-    segmenter = Segmenter(ThresholdModel(), volume, options)
+def views_of_a_second_click(volume, points, options=None, one_way=True):
+    segmenter = Segmenter(ThresholdModel(one_way=one_way), volume, options)
     first, _ = run(segmenter, points)
     seen, decode = [], segmenter.decode
     segmenter.decode = lambda embedding, view, *rest: seen.append(view) or decode(embedding, view, *rest)
@@ -379,6 +380,7 @@ def test_that_costs_two_more_views_at_most_and_none_of_a_compact_structure():
     assert [tile.spacing_mm for tile in closer] == [view.spacing_mm / 2] * 2
     assert views_of_a_second_click(thin, on_thin, SegmenterOptions(thin_share=0.0)) == [view]
     assert len(views_of_a_second_click(compact, on_compact)) == 1
+    assert len(views_of_a_second_click(thin, on_thin, one_way=False)) == 1, "what was drawn by hand would be lost"
 
 
 # --- small structures ---
