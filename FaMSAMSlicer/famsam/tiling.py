@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .geometry import Grid
+from .geometry import Grid, bounding_box, box_slices
 from .resample import CropBox
 
 Index3 = Tuple[int, int, int]
@@ -135,14 +135,18 @@ def tiles(
 
 def is_thin(mask_zyx: NDArray[np.bool_], share: float) -> bool:
     """Whether less than a share of a mask's voxels have nothing of its outside among their 26 neighbours."""
-    inner = mask_zyx.copy()
+    found = bounding_box(mask_zyx)
+    if found is None:
+        return False
+    inner = mask_zyx[box_slices(found)].copy()
+    whole = int(inner.sum())
     for axis in range(3):
         line = np.moveaxis(inner, axis, 0)
         before = line.copy()
         line[1:] &= before[:-1]
         line[:-1] &= before[1:]
         line[[0, -1]] = False
-    return int(inner.sum()) < share * int(mask_zyx.sum())
+    return int(inner.sum()) < share * whole
 
 
 def _taper(n: int) -> Tensor:
