@@ -360,7 +360,7 @@ class Segmenter:
     def _refined(
         self, view: CropBox, logits: Tensor, prompts: Prompts, previous: Prediction
     ) -> Generator[None, None, Tuple[Tensor, Optional[Tuple[CropBox, Tensor]]]]:
-        """Logits of a view on a grid 2 to 4 times as fine, where its border is better decoded through closer tiles.
+        """Logits (1, 1, N, N, N) of a view, N its n or, where closer tiles decode its border better, 2 to 4 times that.
 
         Also what to go on from, a view and its logits, if that is not what was given: the tile if one shows everything
         that a coarse view does, else the view with what the tiles found.

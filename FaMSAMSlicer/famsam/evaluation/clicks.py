@@ -22,7 +22,7 @@ MISSING, EXCESS = 1, 2
 UNSTEADY_DEPTH = 0.5
 """An unsteady hand hits voxels at least so deep in a region, as a share of its deepest one's."""
 Hand = Optional[np.random.Generator]
-"""What an unsteady hand does next; None: it is steady."""
+"""Where an unsteady hand draws its clicks from, which moves on with each; None: the hand is steady."""
 
 
 class Click(NamedTuple):
@@ -40,7 +40,7 @@ def first_click(truth_zyx: np.ndarray, spacing_zyx_mm: Tuple[float, float, float
     Args:
         truth_zyx: bool (z, y, x), the target; if it has several pieces, the thickest one is clicked.
         spacing_zyx_mm: voxel spacing along the three axes of the array.
-        hand: of the user.
+        hand: the user's, see ``Hand``.
 
     Raises:
         DatasetError: the target is empty.
@@ -63,7 +63,7 @@ def next_click(
         truth_zyx: bool (z, y, x), the target.
         result_zyx: bool (z, y, x), the mask so far.
         spacing_zyx_mm: voxel spacing along the three axes of the array.
-        hand: of the user.
+        hand: the user's, see ``Hand``.
     """
     box = bounding_box(truth_zyx ^ result_zyx)
     if box is None:
@@ -90,7 +90,7 @@ def region_centre(
     Args:
         region_zyx: bool (z, y, x) with at least one true voxel.
         spacing_zyx_mm: voxel spacing along the three axes of the array.
-        hand: of the user.
+        hand: the user's, see ``Hand``.
     """
     spacing = np.asarray(spacing_zyx_mm, dtype=float)
     depth_mm = edt.edt(region_zyx, anisotropy=tuple(spacing.tolist()), black_border=True)

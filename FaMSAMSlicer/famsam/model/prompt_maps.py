@@ -321,9 +321,12 @@ def restrained(logits_B1zyx: Tensor, previous_B1zyx: Tensor, at_B3: Tensor, newe
     A first mask is as large as it is found.
 
     Args:
-        previous_B1zyx: the logits before the click.
-        at_B3: the click, in voxels of the logits' grid; what is found right beside it stays as it is.
+        logits_B1zyx, previous_B1zyx: the logits after the click and before it.
+        at_B3: the click (z, y, x), in voxels of the logits' grid; what is found right beside it stays as it is.
         newest_B: the newest prompt's label; only positive clicks change anything.
+
+    Returns:
+        (B, 1, z, y, x).
     """
     if logits_B1zyx.is_cuda:
         return restrained_at_once(logits_B1zyx, previous_B1zyx, at_B3, newest_B)
