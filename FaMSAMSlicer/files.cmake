@@ -126,6 +126,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/training/distill.py
   famsam/training/heads.py
   famsam/training/learner.py
+  famsam/training/lesions.py
   famsam/training/losses.py
   famsam/training/muon.py
   famsam/training/plots.py

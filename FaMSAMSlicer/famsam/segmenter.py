@@ -290,7 +290,8 @@ class Segmenter:
         if self.model.one_way and prior is not None:
             newest = torch.tensor(prompts.labels[-1:])
             at = torch.from_numpy(view.points_to_crop(prompts.points_zyx[-1:], self.grid))
-            logits = restrained(logits, prior, (at + 0.5) * logits.shape[-1] / size - 0.5, newest)
+            at = (at + 0.5) * logits.shape[-1] / size - 0.5
+            logits = restrained(logits, prior, at, newest, self.model.least_added)
             logits = one_way(logits, prior, newest)
         return logits, quality
 

@@ -306,14 +306,13 @@ def one_way(logits_BMzyx: Tensor, previous_B1zyx: Tensor, newest_B: Tensor) -> T
     return torch.where(label_B1111 == NEGATIVE, torch.minimum(raised, previous_B1zyx), raised)
 
 
-LEAST_ADDED = 1.0
-"""See ``restrained``: a positive click adds what has a larger logit. Where a network gives less, it has been wrong more
-often than right (beside crops like those it was trained on the even chance is at 1.2)."""
 MOST_GROWTH, FREE_GROWTH = 2.0, 512
 """See ``restrained``: how many times the voxels that were there, and how many voxels in any case."""
 
 
-def restrained(logits_B1zyx: Tensor, previous_B1zyx: Tensor, at_B3: Tensor, newest_B: Tensor) -> Tensor:
+def restrained(
+    logits_B1zyx: Tensor, previous_B1zyx: Tensor, at_B3: Tensor, newest_B: Tensor, least_added: float = 0.0
+) -> Tensor:
     """Logits with which a positive click adds only what is certain enough, and no more than ``MOST_GROWTH`` times what
     was there before it.
 
@@ -324,23 +323,28 @@ def restrained(logits_B1zyx: Tensor, previous_B1zyx: Tensor, at_B3: Tensor, newe
         logits_B1zyx, previous_B1zyx: the logits after the click and before it.
         at_B3: the click (z, y, x), in voxels of the logits' grid; what is found right beside it stays as it is.
         newest_B: the newest prompt's label; only positive clicks change anything.
+        least_added: a positive click adds what has a larger logit; see ``PromptableModel.least_added``.
 
     Returns:
         (B, 1, z, y, x).
     """
     if logits_B1zyx.is_cuda:
-        return restrained_at_once(logits_B1zyx, previous_B1zyx, at_B3, newest_B)
+        return restrained_at_once(logits_B1zyx, previous_B1zyx, at_B3, newest_B, least_added)
     items = zip(logits_B1zyx[:, 0], previous_B1zyx[:, 0], at_B3, newest_B.tolist())
-    return torch.stack([_restrained(*given) if label == POSITIVE else given[0] for *given, label in items])[:, None]
+    parts = [
+        _restrained(logits, previous, at, least_added) if label == POSITIVE else logits
+        for logits, previous, at, label in items
+    ]
+    return torch.stack(parts)[:, None]
 
 
-def _restrained(logits_zyx: Tensor, previous_zyx: Tensor, at_3: Tensor) -> Tensor:
+def _restrained(logits_zyx: Tensor, previous_zyx: Tensor, at_3: Tensor, least: float) -> Tensor:
     """``restrained`` for one positive click."""
     inside = previous_zyx > 0
     before = int(inside.sum())
     if before == 0:
         return logits_zyx
-    least, most = LEAST_ADDED, max(int(MOST_GROWTH * before), FREE_GROWTH)
+    most = max(int(MOST_GROWTH * before), FREE_GROWTH)
     added = logits_zyx[(logits_zyx > least) & ~inside]
     if len(added) > most:
         least = float(added.kthvalue(len(added) - most).values)
@@ -350,13 +354,15 @@ def _restrained(logits_zyx: Tensor, previous_zyx: Tensor, at_3: Tensor) -> Tenso
     return lowered
 
 
-def restrained_at_once(logits_B1zyx: Tensor, previous_B1zyx: Tensor, at_B3: Tensor, newest_B: Tensor) -> Tensor:
+def restrained_at_once(
+    logits_B1zyx: Tensor, previous_B1zyx: Tensor, at_B3: Tensor, newest_B: Tensor, least_added: float = 0.0
+) -> Tensor:
     """``restrained`` without a look at the values."""
     inside = previous_B1zyx > 0
     before_B1 = inside.flatten(1).sum(1, keepdim=True)
     most_B1 = (MOST_GROWTH * before_B1).long().clamp(FREE_GROWTH, inside[0].numel() - 1)
     ranked_BV = torch.where(inside, -FAR, logits_B1zyx).flatten(1).sort(dim=1, descending=True).values
-    least_B1 = ranked_BV.gather(1, most_B1).clamp_min(LEAST_ADDED)
+    least_B1 = ranked_BV.gather(1, most_B1).clamp_min(least_added)
     z, y, x = (
         (torch.arange(n, device=at_B3.device) - at_B3[:, axis, None].round()).abs() <= 1
         for axis, n in enumerate(logits_B1zyx.shape[2:])

@@ -47,7 +47,11 @@ class TrainConfig:
     dice_weight: float = 1.0
     """Of the soft Dice beside the cross entropy; see ``losses.mask_loss``, here and for the next two."""
     foreground_weight: float = 2.0
-    """How many background voxels a foreground voxel counts for in the cross entropy."""
+    """How many background voxels a foreground voxel counts for in the cross entropy,"""
+    later_foreground_weight: float = 2.0
+    """and how many after the first round of clicks."""
+    one_way: bool = False
+    """Whether the loss of later rounds is of the mask that a session would show: see ``PromptableModel.one_way``."""
     focal_gamma: float = 0.0
     """Exponent of the focal factor of the cross entropy; 0 leaves it out."""
     clicked_weight: float = 0.0
@@ -109,11 +113,11 @@ class TrainConfig:
             chances = getattr(self, name)
             if not chances or min(chances) < 0 or sum(chances) <= 0:
                 raise ConfigError(f"{name} must be chances that do not sum to 0, got {chances}.")
-        if min(self.dice_weight, self.focal_gamma, self.clicked_weight) < 0 or self.foreground_weight <= 0:
-            raise ConfigError(
-                "dice_weight, focal_gamma and clicked_weight must be at least 0 and foreground_weight above 0, got "
-                f"{self.dice_weight}, {self.focal_gamma}, {self.clicked_weight} and {self.foreground_weight}."
-            )
+        least = ("dice_weight", "focal_gamma", "clicked_weight")
+        above = ("foreground_weight", "later_foreground_weight")
+        if min(getattr(self, name) for name in least) < 0 or min(getattr(self, name) for name in above) <= 0:
+            values = ", ".join(f"{name} {getattr(self, name)}" for name in (*least, *above))
+            raise ConfigError(f"{', '.join(least)} must be at least 0, {' and '.join(above)} above 0; got {values}.")
         if not self.sizes or self.sizes[-1][0] < 1.0 or any(s % 32 or s < 32 or n < 1 for _, s, n in self.sizes):
             raise ConfigError(
                 "sizes must reach to 1.0 with edges that are multiples of 32 and at least one crop a step, got "

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import lesions
 from .sample import Dice
 
 TISSUES: Dict[str, Tuple[int, ...]] = {
@@ -24,15 +25,23 @@ TISSUES: Dict[str, Tuple[int, ...]] = {
     "putamen": (12, 51),
     "pallidum": (13, 52),
     "hippocampus": (17, 18, 53, 54),
+    "oedema": (lesions.OEDEMA,),
+    "enhancing": (lesions.ENHANCING,),
+    "core": (lesions.CORE,),
+    "necrosis": (lesions.NECROSIS,),
+    "plaque": (lesions.PLAQUE,),
 }
 """Labels that look alike."""
 CONTRASTS: Dict[str, Tuple[float, ...]] = {
-    "T1": (0.12, 0.85, 0.52, 0.76, 0.68, 0.56, 0.60, 0.76, 0.52),
-    "T2": (0.95, 0.30, 0.55, 0.36, 0.42, 0.52, 0.48, 0.30, 0.58),
-    "FLAIR": (0.08, 0.42, 0.60, 0.45, 0.52, 0.57, 0.54, 0.42, 0.64),
+    "T1": (0.12, 0.85, 0.52, 0.76, 0.68, 0.56, 0.60, 0.76, 0.52, 0.62, 0.56, 0.52, 0.32, 0.60),
+    "T1 with contrast": (0.12, 0.80, 0.54, 0.74, 0.67, 0.57, 0.60, 0.74, 0.53, 0.62, 1.10, 0.54, 0.30, 0.62),
+    "T2": (0.95, 0.30, 0.55, 0.36, 0.42, 0.52, 0.48, 0.30, 0.58, 0.80, 0.64, 0.72, 0.92, 0.76),
+    "FLAIR": (0.08, 0.42, 0.60, 0.45, 0.52, 0.57, 0.54, 0.42, 0.64, 0.88, 0.78, 0.82, 0.50, 0.90),
 }
 """Mean intensity of each of ``TISSUES``, roughly."""
-CONTRAST_CHANCES = (0.6, 0.2, 0.2)
+CONTRAST_CHANCES, CONTRAST_CHANCES_OF_PATIENTS = (0.6, 0.0, 0.2, 0.2), (0.12, 0.33, 0.15, 0.4)
+LESIONS_VARY = 0.07
+"""Standard deviation of a lesion's mean intensity, beyond that of other tissues."""
 SUBARACHNOID_FLUID, FIRST_OUTSIDE = 24, 500
 """What is removed with the skull: this label, and those from there on."""
 
@@ -52,12 +61,14 @@ def without_skull(labels_zyx: np.ndarray) -> np.ndarray:
 def tissue_means(present: Sequence[int], dice: Dice) -> Tensor:
     """Mean intensity of each label as an MR scan shows it, (len(present),); of a label that is none of ``TISSUES`` a
     random one, of background about 0."""
-    contrast = list(CONTRASTS.values())[dice.pick(CONTRAST_CHANCES)]
+    diseased = [label in lesions.LESION_LABELS for label in present]
+    chances = CONTRAST_CHANCES_OF_PATIENTS if any(diseased) else CONTRAST_CHANCES
+    contrast = list(CONTRASTS.values())[dice.pick(chances)]
     level = {label: mean for labels, mean in zip(TISSUES.values(), contrast) for label in labels}
     means = [level.get(label, dice.uniform(0.0, 0.9) if label else 0.0) for label in present]
     strength = dice.uniform(0.5, 1.0)  # of the contrast between tissues
     middle = dice.uniform(0.4, 0.6)
-    spread = 0.02 * dice.normal(len(means))
+    spread = (0.02 + LESIONS_VARY * torch.tensor(diseased, device=dice.device)) * dice.normal(len(means))
     known = torch.tensor([label in level for label in present], device=dice.device)
     levels = torch.tensor(means, device=dice.device)
     return torch.where(known, middle + strength * (levels - middle), levels) + spread

@@ -95,10 +95,12 @@ def rounds_of_clicks(
         with torch.set_grad_enabled(learn and torch.is_grad_enabled()):
             decoded = decode(model, embedding, points, labels, previous, number == 1)
         if learn:
+            if config.one_way and model.one_way and previous is not None:
+                decoded = prompt_maps.one_way(decoded[0], previous, labels[:, -1]), decoded[1]
             part, last = round_loss(decoded, (points, labels, previous), number == 1)
             loss = loss + weight * part
             if config.clicked_weight and previous is not None:
-                asked = clicked_loss(decoded[0][:, :1], targets, clicks.clicked_error())
+                asked = clicked_loss(decoded[0][:, :1], targets, clicks.clicked_error(), previous)
                 loss = loss + weight * config.clicked_weight * asked.mean()
             first = last if number == 1 else first
         previous = next_logits(model, decoded[0][:, :1].detach(), previous, points, labels)
@@ -116,22 +118,19 @@ def next_logits(
     logits, points_BN3 = logits_B1zyx.float(), points_BN3 / 2 - 0.25
     if model.one_way and previous_B1zyx is not None:
         newest_B = labels_BN[:, -1]
-        logits = prompt_maps.restrained(logits, previous_B1zyx, points_BN3[:, -1], newest_B)
+        logits = prompt_maps.restrained(logits, previous_B1zyx, points_BN3[:, -1], newest_B, model.least_added)
         logits = prompt_maps.one_way(logits, previous_B1zyx, newest_B)
     return prompt_maps.keep_clicks(logits, points_BN3, labels_BN)
 
 
 def label_loss(config: TrainConfig, targets: Tensor) -> RoundLoss:
     """The loss against the true masks."""
-    of_masks = partial(
-        mask_loss,
-        dice_weight=config.dice_weight,
-        foreground_weight=config.foreground_weight,
-        focal_gamma=config.focal_gamma,
-    )
+    of_masks = partial(mask_loss, dice_weight=config.dice_weight, focal_gamma=config.focal_gamma)
+    weights = {True: config.foreground_weight, False: config.later_foreground_weight}
 
     def loss(decoded: Decoded, _given: Any, first: bool) -> Tuple[Tensor, Tensor]:
-        return prompt_loss(*decoded, targets, ambiguous=first, of_masks=of_masks)
+        of_round = partial(of_masks, foreground_weight=weights[first])
+        return prompt_loss(*decoded, targets, ambiguous=first, of_masks=of_round)
 
     return loss
 

@@ -43,19 +43,25 @@ def mask_loss(
     return dice_weight * dice + 0.5 * cross_entropy
 
 
-def clicked_loss(logits_B1zyx: Tensor, target_B1zyx: Tensor, clicked_B1zyx: Tensor) -> Tensor:
-    """Cross entropy over the piece of the previous mask's error that was clicked on, (B,); 0 where there is none.
+def clicked_loss(
+    logits_B1zyx: Tensor, target_B1zyx: Tensor, clicked_B1zyx: Tensor, previous_B1zyx: Tensor
+) -> Tensor:
+    """Cross entropy over the piece of the previous mask's error that was clicked on, and over what was right before the
+    click and is wrong after it, (B,); 0 where there is neither.
 
-    It is what the click asks for. A piece as large as the structure, or larger, weighs 1, a smaller one less: for a
-    network that learnt to mend the smallest error at any cost, clicks did harm elsewhere.
+    It is what the click asks for, and the harm that it does. A piece as large as the structure, or larger, weighs 1, a
+    smaller one less: for a network that learnt to mend the smallest error at any cost, clicks did harm elsewhere.
 
     Args:
         clicked_B1zyx: the piece, bool.
+        previous_B1zyx: the logits before the click.
     """
     entropy = F.binary_cross_entropy_with_logits(logits_B1zyx.float(), target_B1zyx.float(), reduction="none")
     axes = (1, 2, 3, 4)
     size = torch.maximum(target_B1zyx.float().sum(axes), clicked_B1zyx.sum(axes)).clamp_min(1)
-    return (entropy * clicked_B1zyx).sum(axes) / size
+    truth = target_B1zyx > 0.5
+    harmed = ((previous_B1zyx > 0) == truth) & ((logits_B1zyx > 0) != truth)
+    return (entropy * (clicked_B1zyx | harmed)).sum(axes) / size
 
 
 def balance(target_BMzyx: Tensor, foreground_weight: float) -> Tuple[Tensor, Tensor]:

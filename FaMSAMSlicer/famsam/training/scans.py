@@ -25,6 +25,7 @@ from ..resample import CropBox, extract_crop
 from ..volume import read_volume
 from . import heads
 from .bending import drawn, wider
+from .lesions import LESION_LABELS, WHITE_MATTER, Lesions, parents_of
 from .sample import Dice, Sample
 from .synthetic import degrade, render, render_means
 from .targets import MIN_VOXELS
@@ -38,8 +39,10 @@ TISSUE_THRESHOLDS = (2, 3, 4)
 """Numbers of thresholds that part a scan into tissues, from coarse to fine."""
 BEND_CHANCE, BEND_CHANCE_OF_LABELS = 0.4, 0.8
 """How often a crop of a scan, and one of a label map without a scan, is bent."""
-LIFELIKE_CHANCE, STRIPPED_CHANCE = 0.5, 0.4
+LIFELIKE_CHANCE, STRIPPED_CHANCE = 0.65, 0.45
 """How often a head's label map is rendered as MR scans show heads, and then without its skull."""
+DISEASED_CHANCE, LESIONS_ALONE_CHANCE = 0.6, 0.8
+"""How often a head that is rendered so has lesions, and how often these are then all that there is to click on."""
 CALM_CHANCE = 0.4
 """How often there is little noise and texture outside all structures of a label map."""
 
@@ -79,12 +82,16 @@ class Anatomy:
     def draw_box(self, size: int, dice: Dice) -> CropBox:
         """A crop in which a random piece spans a fifth to nearly the whole width, not too far from the middle."""
         piece = dice.pick(self.weights.tolist())
+        return self.box_around(self.centres_zyx[piece], float(self.extents_mm[piece]), size, dice)
+
+    def box_around(self, centre_zyx: np.ndarray, extent_mm: float, size: int, dice: Dice) -> CropBox:
+        """The same for what is there, or will be."""
         span = dice.log_uniform(0.2 * size, 0.9 * size)
         finest = 0.4 * float(np.median(self.grid.spacing_zyx_mm))
-        spacing = float(np.clip(self.extents_mm[piece] / span, finest, 5.0))
+        spacing = float(np.clip(extent_mm / span, finest, 5.0))
         jitter = 0.25 * size * spacing / np.asarray(self.grid.spacing_zyx_mm)
         offset = np.array([dice.uniform(-1, 1) for _ in range(3)])
-        return CropBox(tuple(self.centres_zyx[piece] + offset * jitter), spacing, size)
+        return CropBox(tuple(centre_zyx + offset * jitter), spacing, size)
 
 
 def crop_labels(labels_zyx: np.ndarray, grid: Grid, box: CropBox) -> np.ndarray:
@@ -124,7 +131,8 @@ class LabelledScans:
 
 
 class SynthesisedLabelMaps:
-    """Crops of real label maps with synthetic intensities: random ones, or of heads as an MR scan shows them."""
+    """Crops of real label maps with synthetic intensities: random ones, or of heads as an MR scan shows them, some of
+    these with lesions."""
 
     def __init__(self, anatomies: Sequence[Anatomy]) -> None:
         self.anatomies = list(anatomies)
@@ -134,7 +142,13 @@ class SynthesisedLabelMaps:
         number = dice.integer(0, len(self.anatomies) - 1)
         anatomy = self.anatomies[number]
         lifelike = self.are_heads[number] and dice.chance(LIFELIKE_CHANCE)
-        box = anatomy.draw_box(size, dice)
+        lesions = Lesions(dice) if lifelike and dice.chance(DISEASED_CHANCE) else None
+        if lesions is None:
+            box = anatomy.draw_box(size, dice)
+        else:
+            white = np.flatnonzero(np.isin(anatomy.labels_zyx, WHITE_MATTER))
+            place = np.unravel_index(white[dice.integer(0, len(white) - 1)], anatomy.labels_zyx.shape)
+            box = anatomy.box_around(np.array(place), lesions.width_mm, size, dice)
         bending = drawn(size, dice, BEND_CHANCE_OF_LABELS)
         if bending is not None:
             box = replace(box, size=wider(size))
@@ -143,17 +157,23 @@ class SynthesisedLabelMaps:
             labels = bending.labels(torch.from_numpy(labels).to(dice.device)).cpu().numpy()
         if lifelike and dice.chance(STRIPPED_CHANCE):
             labels = heads.without_skull(labels)
+        if lesions is not None:
+            labels = lesions.draw(torch.from_numpy(labels).to(dice.device), box.spacing_mm, dice).cpu().numpy()
         present, compact = np.unique(labels, return_inverse=True)
         compact = compact.reshape(labels.shape) + (1 if present[0] > 0 else 0)
         labels_ZYX = torch.from_numpy(compact).to(dice.device)
-        parents = [0] * (int(compact.max()) + 1)
+        names = ([0] if present[0] > 0 else []) + present.tolist()
+        parents = parents_of(names)
         if lifelike:
-            means = heads.tissue_means([0] * (len(parents) - len(present)) + present.tolist(), dice)
+            means = heads.tissue_means(names, dice)
             image, inside = render_means(labels_ZYX, (means, False), dice)
         else:
             image, inside = render(labels_ZYX, parents, dice)
         if dice.chance(CALM_CHANCE):
             image = _calmed(image, labels_ZYX == 0, dice.uniform(0.0, 0.3))
+        own = [number for number, name in enumerate(names) if name in LESION_LABELS]
+        if own and dice.chance(LESIONS_ALONE_CHANCE):
+            labels_ZYX = torch.where(torch.isin(labels_ZYX, torch.tensor(own, device=dice.device)), labels_ZYX, 0)
         return Sample(image, inside, labels_ZYX, parents)
 
 

@@ -401,12 +401,14 @@ def test_a_positive_click_adds_only_what_is_certain_enough():
     after = before.clone()
     after[0, 0, 8], after[0, 0, 12] = 1.5, 0.5
     after[0, 0, 0, 0, 0] = 0.5
-    found = restrained(after, before, torch.tensor([[12.0, 8.0, 8.0]]), ADDS)
+    at = torch.tensor([[12.0, 8.0, 8.0]])
+    assert torch.equal(restrained(after, before, at, ADDS), after), "unless asked for, all that is likely"
+    found = restrained(after, before, at, ADDS, least_added=1.0)
     assert (found[0, 0, 8] > 0).all() and found[0, 0, 0, 0, 0] > 0, "what is certain, and what was there"
     beside = torch.zeros(16, 16, dtype=torch.bool)
     beside[7:10, 7:10] = True
     assert torch.equal(found[0, 0, 12] > 0, beside), "and what was clicked on"
-    assert torch.equal(restrained(after, before, torch.tensor([[12.0, 8.0, 8.0]]), torch.tensor([NEGATIVE])), after)
+    assert torch.equal(restrained(after, before, at, torch.tensor([NEGATIVE]), least_added=1.0), after)
 
 
 def test_what_a_click_adds_can_be_told_of_all_items_at_once():
@@ -417,7 +419,7 @@ def test_what_a_click_adds_can_be_told_of_all_items_at_once():
     before[4:8, :, :6] = 2
     at = 15 * torch.rand(24, 3, generator=dice)
     newest = torch.tensor([POSITIVE, POSITIVE, NEGATIVE, POSITIVE, -1, POSITIVE] * 4)
-    given = after, before, at, newest
+    given = after, before, at, newest, 1.0
     assert torch.equal(restrained_at_once(*given), restrained(*given))
     cut = ((after > 1) & (before <= 0)).flatten(1).sum(1) > 512
     assert cut.any() and (restrained(*given) != after).any()

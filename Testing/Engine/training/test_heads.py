@@ -60,7 +60,7 @@ def test_crops_of_a_head_are_drawn_from_the_same_dice_again():
     for seed in range(8):
         first, again = (source.draw(32, Dice(seed, CPU)) for _ in range(2))
         torch.testing.assert_close(first.image_ZYX, again.image_ZYX, rtol=0, atol=0)
-        assert torch.isfinite(first.image_ZYX).all() and len(first.parents) == int(first.labels_ZYX.max()) + 1
+        assert torch.isfinite(first.image_ZYX).all() and len(first.parents) > int(first.labels_ZYX.max())
 
 
 def test_what_surrounds_a_head_can_be_calm():

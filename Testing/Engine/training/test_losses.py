@@ -137,7 +137,8 @@ def test_what_was_clicked_on_weighs_as_much_as_it_is_large():
     half, whole = torch.zeros_like(target, dtype=torch.bool), target > 0
     half[..., :4, 4:] = True
     empty = torch.full_like(target, -3.0)
-    costs = [float(clicked_loss(empty, target, piece)) for piece in (half, whole, ~whole, torch.zeros_like(whole))]
+    pieces = (half, whole, ~whole, torch.zeros_like(whole))
+    costs = [float(clicked_loss(empty, target, piece, empty)) for piece in pieces]
     missed = float(torch.nn.functional.softplus(torch.tensor(3.0)))
     assert costs[:2] == pytest.approx([missed / 2, missed], rel=1e-5)
     assert costs[2] == pytest.approx(missed - 3, rel=1e-4), "background that was background already"
@@ -148,5 +149,22 @@ def test_a_false_piece_larger_than_the_structure_weighs_no_more():
     target = torch.zeros(1, 1, 8, 8, 8)
     target[..., :1, :1, :1] = 1
     false = target == 0
-    cost = float(clicked_loss(torch.full_like(target, 3.0), target, false))
+    full = torch.full_like(target, 3.0)
+    cost = float(clicked_loss(full, target, false, full))
     assert cost == pytest.approx(float(torch.nn.functional.softplus(torch.tensor(3.0))), rel=1e-5)
+
+
+def test_what_a_click_makes_wrong_costs_as_much_as_what_it_leaves_wrong():
+    """The click was on a missing half: adding as many voxels beside the structure costs the same again."""
+    target = torch.zeros(1, 1, 8, 8, 8)
+    target[..., 4:] = 1
+    previous = torch.where(target > 0, 3.0, -3.0)
+    half = torch.zeros_like(target, dtype=torch.bool)
+    half[..., :4, 4:] = True
+    previous[half] = -3
+    overshoot = previous.clone()
+    overshoot[..., :4, :4] = 3
+    costs = [float(clicked_loss(logits, target, half, previous)) for logits in (previous, overshoot)]
+    assert costs[1] == pytest.approx(2 * costs[0], rel=1e-5)
+    mended = torch.where(target > 0, 3.0, -3.0)
+    assert float(clicked_loss(mended, target, half, previous)) < 0.05 * costs[0]

@@ -9,10 +9,11 @@ import pytest
 import torch
 from famsam.checkpoints import load_model, save_model
 from famsam.errors import CheckpointError, ConfigError, DatasetError
+from famsam.model.base import Embedding
 from famsam.model.famsam import Famsam, FamsamConfig
 from famsam.model.sam_config import FASTSAM3D, SAM_MED3D
 from famsam.training.config import TrainConfig, config_of_run, config_to_dict, read_config
-from famsam.training.learner import Plan, training_loss, validation_scores
+from famsam.training.learner import Plan, label_loss, rounds_of_clicks, training_loss, validation_scores
 from famsam.training.pool import CropPool, _turned
 from famsam.training.prompting import expand
 from famsam.training.sample import Dice, Sample
@@ -266,6 +267,38 @@ def test_what_a_click_asks_for_counts_from_the_second_click_on():
     assert losses[2, 1.0] > losses[2, 0.0] + 1e-3
 
 
+def test_what_a_session_would_not_show_is_not_learnt_from():
+    """Where clicks go one way, lower logits in what was found cost nothing after a positive click elsewhere."""
+    target = torch.zeros(1, 1, 16, 16, 16)
+    target[..., 4:12, 4:12, 2:14] = 1
+    found = torch.where(target > 0, 4.0, -4.0)
+    found[..., 8:] = -4.0
+
+    def later_loss(logits, one_way):
+        answers = iter([found, logits])
+        model = Famsam(TINY)
+        model.decode_raw = lambda *_: (next(answers), torch.zeros(1, 1))
+        embedding = Embedding(torch.zeros(1, 1, 2, 2, 2))
+        config = dataclasses.replace(SHORT, one_way=one_way, clicked_weight=0.0)
+        loss = label_loss(config, target)
+        return float(rounds_of_clicks(model, embedding, target, Plan(2), config, Dice(0, CPU), loss)[0])
+
+    kept = torch.where(target > 0, 4.0, -4.0)
+    lost = torch.where(found > 0, -4.0, kept)
+    assert later_loss(lost, one_way=True) == pytest.approx(later_loss(kept, one_way=True), abs=1e-5)
+    assert later_loss(lost, one_way=False) > later_loss(kept, one_way=False) + 0.1
+
+
+def test_the_foreground_may_weigh_less_in_later_rounds():
+    target = torch.zeros(1, 1, 8, 8, 8)
+    target[..., 4:, 4:] = 1
+    decoded = torch.ones_like(target), torch.ones(1, 1)
+    config = dataclasses.replace(SHORT, foreground_weight=4.0, later_foreground_weight=1.0)
+    loss = label_loss(config, target)
+    first, later = (float(loss(decoded, None, first)[0]) for first in (True, False))
+    assert later > first + 0.1, "background that was taken for the structure counts for more"
+
+
 def test_copies_of_an_embedding_lie_side_by_side():
     model = Famsam(TINY).eval()
     with torch.no_grad():
@@ -488,6 +521,7 @@ def test_sources_are_mixed_by_weight():
         ({"foreground_weight": 0.0}, "foreground_weight"),
         ({"focal_gamma": -0.5}, "focal_gamma"),
         ({"clicked_weight": -1.0}, "clicked_weight"),
+        ({"later_foreground_weight": 0.0}, "later_foreground_weight"),
         ({"sizes": ()}, "sizes"),
         ({"sizes": ((0.5, 64, 1),)}, "sizes"),
         ({"sizes": ((1.0, 48, 1),)}, "sizes"),
