@@ -61,6 +61,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/evaluation/segmenters.py
   famsam/foresight.py
   famsam/geometry.py
+  famsam/guided_filter.py
   famsam/history.py
   famsam/image_files.py
   famsam/model/__init__.py

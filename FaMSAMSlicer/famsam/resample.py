@@ -67,9 +67,10 @@ class CropBox:
 
     def image_box(self, grid: Grid) -> Optional[Box]:
         """The image's voxels whose centres lie in the cube; None if there are none."""
-        return self._voxels_between(grid, (-0.5,) * 3, (self.size - 0.5,) * 3)
+        return self.voxels_between(grid, (-0.5,) * 3, (self.size - 0.5,) * 3)
 
-    def _voxels_between(self, grid: Grid, low_ZYX: Any, high_ZYX: Any) -> Optional[Box]:
+    def voxels_between(self, grid: Grid, low_ZYX: Any, high_ZYX: Any) -> Optional[Box]:
+        """The image's voxels whose centres lie between two places in crop indices; None if there are none."""
         low = np.ceil(self.points_from_crop(low_ZYX, grid)).astype(int)
         high = np.floor(self.points_from_crop(high_ZYX, grid)).astype(int) + 1
         return intersect((_index3(low), _index3(high)), ((0, 0, 0), grid.size_zyx))
@@ -167,7 +168,7 @@ def paste_logits(
         # Beyond the next logit's centre, nothing of a positive one is left.
         step = box.size / logits_zyx.shape[0]
         low, high = ((np.array(corner) - shift) * step - 0.5 for corner, shift in zip(found, (0.5, -0.5)))
-        box_zyx = box._voxels_between(grid, np.maximum(low, -0.5), np.minimum(high, box.size - 0.5))
+        box_zyx = box.voxels_between(grid, np.maximum(low, -0.5), np.minimum(high, box.size - 0.5))
     if box_zyx is not None and region_zyx is not None:
         box_zyx = intersect(box_zyx, region_zyx)
     if box_zyx is None:
@@ -181,7 +182,9 @@ def paste_logits(
     return mask_zyx.numpy(), box_zyx
 
 
-def sample_logits(logits_zyx: Tensor, grid: Grid, box: CropBox, region_zyx: Optional[Box] = None) -> Tensor:
+def sample_logits(
+    logits_zyx: Tensor, grid: Grid, box: CropBox, region_zyx: Optional[Box] = None, device: torch.device = CPU
+) -> Tensor:
     """Logits of a cube, interpolated at the image's voxels.
 
     Args:
@@ -190,15 +193,17 @@ def sample_logits(logits_zyx: Tensor, grid: Grid, box: CropBox, region_zyx: Opti
         box: the cube.
         region_zyx: half-open box of canonical indices; beyond the cube the values at its faces hold. By default
             ``box.image_box(grid)``.
+        device: where to interpolate.
 
     Returns:
-        float32 on the CPU, of the region's size; (0, 0, 0) if the cube lies outside the image and no region is given.
+        float32 on the device, of the region's size; (0, 0, 0) if the cube lies outside the image and no region is given.
     """
     region_zyx = region_zyx or box.image_box(grid)
     if region_zyx is None:
-        return torch.zeros((0, 0, 0))
-    values = logits_zyx.detach().to("cpu", torch.float32).numpy()
-    return _applied(values, _logit_taps(logits_zyx.shape[0], grid, box, region_zyx))
+        return torch.zeros((0, 0, 0), device=device)
+    taps = _logit_taps(logits_zyx.shape[0], grid, box, region_zyx)
+    values = logits_zyx.detach().to(device, torch.float32)
+    return _applied(values.numpy(), taps) if device.type == "cpu" else _applied_on_device(values, taps)
 
 
 class _Taps(NamedTuple):

@@ -20,6 +20,7 @@ from .calling import ModelCaller
 from .compact_mask import CompactMask
 from .embeddings import Embeddings
 from .geometry import Box, Grid, bounding_box, box_slices, union
+from .guided_filter import paste_guided
 from .model.base import Embedding, PromptableModel
 from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE, one_way, restrained
 from .pieces import bounds_of_piece_nearest, piece_at, pieces_of
@@ -454,7 +455,10 @@ class Segmenter:
         region = view.image_box(self.grid)
         if region is None:
             return mask
-        voxels, box = paste_logits(logits[0, 0], self.grid, view, device=self._pasting)
+        if self.model.follows_edges and logits.shape[-1] == self.model.mask_size:
+            voxels, box = paste_guided(logits[0, 0], self._scan, self.grid, view, self._pasting)
+        else:  # what closer tiles found is about as fine as the scan
+            voxels, box = paste_logits(logits[0, 0], self.grid, view, device=self._pasting)
         return mask.replaced(region, voxels, box[0] if box else region[0])
 
     def _obeying(self, mask: CompactMask, prompts: Prompts, before: CompactMask) -> CompactMask:

@@ -57,6 +57,8 @@ class PromptableModel(nn.Module, ABC):
     """True if prompts of label -1 change nothing, however many there are."""
     one_way: bool = False
     """True if a positive click is only to add to the mask and a negative one only to take away."""
+    follows_edges: bool = False
+    """True if masks are to follow the scan's edges between the logits' voxels; see ``guided_filter``."""
     least_added: float = 0.0
     """Where clicks go one way, a positive one adds what has a larger logit; see ``prompt_maps.restrained``."""
     fast_on_cpu: Tuple[str, ...] = ("bf16",)

@@ -93,6 +93,7 @@ class Famsam(PromptableModel):
     takes_boxes = True
     ignores_padding = True
     one_way = True
+    follows_edges = True
     fast_on_cpu = ("int8", "bf16")
     pausing = TokenPausing()
     """A run-time setting, made by ``load_model``; no part of the configuration. Change it before a session sees a

@@ -1,0 +1,128 @@
+"""Masks whose border follows the scan's edges between the logits' voxels: a guided filter.
+
+Around every voxel of the logits they are fitted by a linear function of the intensities, and that function is evaluated
+at the scan's own voxels (guided filter, He, Sun and Tang 2013, eq. 5, 6 and 8; coefficients at a lower resolution than
+the result, He and Sun 2015). Where intensities do not tell the two sides of a border apart, the fit is a constant and
+the result is about that of interpolation.
+
+Shape legend: n logits' voxels along each edge of a view, m of a cube within it; z y x the scan's voxels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Optional, Tuple, Union
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .geometry import Box, Grid, bounding_box, box_slices
+from .pieces import pieces_of
+from .resample import CPU, CropBox, extract_crop, sample_logits
+
+SMOOTHNESS = 0.1
+"""The filter's epsilon, in units of the intensities' variance at the border: fits to contrasts below a third of their
+standard deviation flatten."""
+DECIDED = 3.0
+"""Logits beyond this, of either sign, stay as they are."""
+MOST = 4.0
+"""What larger logits count for in the fits."""
+CRUMB = 12
+"""A piece of fewer voxels is one that noise may have made."""
+REACH = 3
+"""The logits' voxels around the undecided ones that are looked at."""
+
+
+def paste_guided(
+    logits_nnn: Tensor, scan_zyx: Union[NDArray[Any], Tensor], grid: Grid, view: CropBox, device: torch.device = CPU
+) -> Tuple[NDArray[np.bool_], Optional[Box]]:
+    """Logits of a view -> the mask of what the filter makes positive, on the scan's voxels.
+
+    Args:
+        logits_nnn: (n, n, n) float, axes z, y, x.
+        scan_zyx: the whole scan's intensities on the canonical axes.
+        grid: the scan's canonical grid.
+        view: the cube that the logits divide.
+        device: where to compute; the scan's, if it is a tensor.
+
+    Returns:
+        mask_zyx: bool, of the box's size.
+        box_zyx: where it belongs in the scan; None, with an empty mask, if nothing of the scan in the view is positive.
+    """
+    logits_nnn = logits_nnn.detach().to("cpu", torch.float32).clamp(-MOST, MOST)
+    nothing = np.zeros((0, 0, 0), dtype=bool), None
+    bounds = bounding_box((logits_nnn > -DECIDED).numpy()) if bool((logits_nnn > 0).any()) else None
+    if bounds is None:
+        return nothing
+    step = view.size / len(logits_nnn)
+    low, high = ((np.array(corner) - shift) * step - 0.5 for corner, shift in zip(bounds, (0.5, -0.5)))
+    region = view.voxels_between(grid, np.maximum(low, -0.5), np.minimum(high, view.size - 0.5))
+    if region is None:
+        return nothing
+    cube, logits_mmm = _cube_around(bounds, logits_nnn, view, grid)
+    slope_mmm, offset_mmm = _linear_fits(logits_mmm.to(device), extract_crop(scan_zyx, grid, cube)[0].to(device))
+    slope, offset = (sample_logits(field, grid, cube, region, device) for field in (slope_mmm, offset_mmm))
+    part = scan_zyx[box_slices(region)]
+    intensities = part.float() if isinstance(part, Tensor) else torch.from_numpy(part.astype(np.float32)).to(device)
+    mask_zyx = (offset.addcmul_(slope, intensities) > 0).cpu().numpy()
+    return _without_crumbs(mask_zyx, np.array(region[0]), logits_nnn, view, grid), region
+
+
+def _without_crumbs(
+    mask_zyx: NDArray[np.bool_], low_zyx: NDArray[Any], logits_nnn: Tensor, view: CropBox, grid: Grid
+) -> NDArray[np.bool_]:
+    """The mask without small pieces that noise has made where no logit is positive."""
+    pieces_zyx, count = pieces_of(mask_zyx)
+    if count < 2:
+        return mask_zyx
+    small = np.bincount(pieces_zyx.ravel()) < CRUMB
+    small[0] = False
+    places_N3 = np.argwhere(small[pieces_zyx])
+    n = len(logits_nnn)
+    at_N3 = (view.points_to_crop(places_N3 + low_zyx, grid) + 0.5) * n / view.size - 0.5
+    z, y, x = np.rint(at_N3).astype(int).clip(0, n - 1).T
+    wanted_N = (logits_nnn.numpy() > 0)[z, y, x]
+    small[pieces_zyx[tuple(places_N3[wanted_N].T)]] = False
+    return mask_zyx & ~small[pieces_zyx]
+
+
+def _cube_around(bounds: Box, logits_nnn: Tensor, view: CropBox, grid: Grid) -> Tuple[CropBox, Tensor]:
+    """The smallest cube that holds a box of the logits' voxels and ``REACH`` more on each side, as far as the view goes,
+    and its logits."""
+    n = len(logits_nnn)
+    low, high = np.maximum(np.array(bounds[0]) - REACH, 0), np.minimum(np.array(bounds[1]) + REACH, n)
+    m = int((high - low).max())
+    low = np.minimum(low, n - m)
+    step = view.size / n
+    z, y, x = view.points_from_crop((low + m / 2) * step - 0.5, grid).tolist()
+    return CropBox((z, y, x), view.spacing_mm * step, m), logits_nnn[tuple(slice(at, at + m) for at in low)]
+
+
+def _linear_fits(logits_mmm: Tensor, guide_mmm: Tensor) -> Tuple[Tensor, Tensor]:
+    """Slope and offset (m, m, m) of the logits as functions of the intensity, means over all windows that hold a voxel;
+    slope 0 where they are decided, or of one sign all around."""
+    undecided = logits_mmm.abs() < DECIDED
+    weight = undecided.sum().clamp_min(1)
+    mean = torch.where(undecided, guide_mmm, 0.0).sum() / weight
+    centred = guide_mmm - mean
+    spread = (torch.where(undecided, centred, 0.0).square().sum() / weight).sqrt() + 1e-6
+    guide, target = (centred / spread).clamp(-4, 4), logits_mmm
+    inside = (target > 0).float()
+    fields = torch.stack([guide, target, guide * target, guide**2, inside])
+    mean_guide, mean_target, product, square, share = _window_means(fields)
+    slope = (product - mean_guide * mean_target) / (square - mean_guide**2 + SMOOTHNESS)
+    slope, offset = _window_means(torch.stack([slope, mean_target - slope * mean_guide]))
+    slope, offset = slope / spread, offset - slope * mean / spread
+    border = undecided & (share > 0.01) & (share < 0.99)
+    return torch.where(border, slope, 0.0), torch.where(border, offset, target)
+
+
+def _window_means(fields_Cmmm: Tensor) -> Tensor:
+    """Means over a voxel and its 26 neighbours, (C, m, m, m); beyond the faces their values hold."""
+    padded = F.pad(fields_Cmmm, (1,) * 6, mode="replicate")
+    for axis in (1, 2, 3):
+        m = padded.shape[axis] - 2
+        padded = padded.narrow(axis, 0, m) + padded.narrow(axis, 1, m) + padded.narrow(axis, 2, m)
+    return padded / 27
