@@ -110,10 +110,13 @@ def _linear_fits(logits_mmm: Tensor, guide_mmm: Tensor) -> Tuple[Tensor, Tensor]
     spread = (torch.where(undecided, centred, 0.0).square().sum() / weight).sqrt() + 1e-6
     guide, target = (centred / spread).clamp(-4, 4), logits_mmm
     inside = (target > 0).float()
-    fields = torch.stack([guide, target, guide * target, guide**2, inside])
-    mean_guide, mean_target, product, square, share = _window_means(fields)
-    slope = (product - mean_guide * mean_target) / (square - mean_guide**2 + SMOOTHNESS)
-    slope, offset = _window_means(torch.stack([slope, mean_target - slope * mean_guide]))
+    fields = torch.stack([guide, target, guide * target, guide**2, target**2, inside])
+    mean_guide, mean_target, product, square, target_square, share = _window_means(fields)
+    together = product - mean_guide * mean_target
+    slope = together / (square - mean_guide**2 + SMOOTHNESS)
+    explained = slope * together / (target_square - mean_target**2 + 1e-6)
+    slope, offset, explained = _window_means(torch.stack([slope, mean_target - slope * mean_guide, explained]))
+    slope, offset = explained * slope, torch.lerp(target, offset, explained)
     slope, offset = slope / spread, offset - slope * mean / spread
     border = undecided & (share > 0.01) & (share < 0.99)
     return torch.where(border, slope, 0.0), torch.where(border, offset, target)

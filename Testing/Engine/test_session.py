@@ -55,7 +55,8 @@ def test_clicked_voxels_obey_whatever_the_rest_looks_like(session):
     assert result.mask_zyx[voxel_of(volume, outside)], "of two clicks on one voxel the later counts"
 
 
-def test_one_way_holds_for_a_mask_to_start_from_and_a_box_decides_anew(session):
+def test_one_way_holds_for_a_mask_to_start_from_and_a_box_decides_anew(session, monkeypatch):
+    monkeypatch.setattr(Famsam, "follows_edges", False)  # logits of an untrained network are all undecided
     start = np.zeros(session.volume.grid.size_zyx, dtype=bool)
     start[12:28, 10:24, 20:40] = True
     session.set_mask(start)

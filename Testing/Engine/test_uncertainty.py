@@ -46,7 +46,7 @@ def test_a_single_decode_agrees_with_the_mask(ras_from_ijk):
     part = mask[box_slices(uncertainty.box_zyx)]
     assert part.sum() == mask.sum() > 0, "the map covers the mask"
     agreement = ((uncertainty.probability_zyx > 0.5) == part).mean()
-    assert agreement > 0.99, "but for the clicked voxels and the pieces without a click"
+    assert agreement > 0.97, "but for the clicked voxels, pieces without a click, and a border that follows edges"
 
 
 def test_doubt_is_largest_at_one_half_and_the_volume_is_the_sum():
