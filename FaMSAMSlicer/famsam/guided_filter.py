@@ -2,8 +2,8 @@
 
 Around every voxel of the logits they are fitted by a linear function of the intensities, and that function is evaluated
 at the scan's own voxels (guided filter, He, Sun and Tang 2013, eq. 5, 6 and 8; coefficients at a lower resolution than
-the result, He and Sun 2015). Where intensities do not tell the two sides of a border apart, the fit is a constant and
-the result is about that of interpolation.
+the result, He and Sun 2015). Where intensities do not tell the two sides of a border apart, the fit is a constant: the
+result is that of interpolating smoothed logits.
 
 Shape legend: n logits' voxels along each edge of a view, m of a cube within it; z y x the scan's voxels.
 """
@@ -89,8 +89,8 @@ def _without_crumbs(
 
 
 def _cube_around(bounds: Box, logits_nnn: Tensor, view: CropBox, grid: Grid) -> Tuple[CropBox, Tensor]:
-    """The smallest cube that holds a box of the logits' voxels and ``REACH`` more on each side, as far as the view goes,
-    and its logits."""
+    """The smallest cube that holds a box of the logits' voxels and ``REACH`` more on each side, as far as the view
+    goes, and its logits."""
     n = len(logits_nnn)
     low, high = np.maximum(np.array(bounds[0]) - REACH, 0), np.minimum(np.array(bounds[1]) + REACH, n)
     m = int((high - low).max())
@@ -110,13 +110,10 @@ def _linear_fits(logits_mmm: Tensor, guide_mmm: Tensor) -> Tuple[Tensor, Tensor]
     spread = (torch.where(undecided, centred, 0.0).square().sum() / weight).sqrt() + 1e-6
     guide, target = (centred / spread).clamp(-4, 4), logits_mmm
     inside = (target > 0).float()
-    fields = torch.stack([guide, target, guide * target, guide**2, target**2, inside])
-    mean_guide, mean_target, product, square, target_square, share = _window_means(fields)
-    together = product - mean_guide * mean_target
-    slope = together / (square - mean_guide**2 + SMOOTHNESS)
-    explained = slope * together / (target_square - mean_target**2 + 1e-6)
-    slope, offset, explained = _window_means(torch.stack([slope, mean_target - slope * mean_guide, explained]))
-    slope, offset = explained * slope, torch.lerp(target, offset, explained)
+    fields = torch.stack([guide, target, guide * target, guide**2, inside])
+    mean_guide, mean_target, product, square, share = _window_means(fields)
+    slope = (product - mean_guide * mean_target) / (square - mean_guide**2 + SMOOTHNESS)
+    slope, offset = _window_means(torch.stack([slope, mean_target - slope * mean_guide]))
     slope, offset = slope / spread, offset - slope * mean / spread
     border = undecided & (share > 0.01) & (share < 0.99)
     return torch.where(border, slope, 0.0), torch.where(border, offset, target)

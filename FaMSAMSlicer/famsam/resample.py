@@ -196,7 +196,8 @@ def sample_logits(
         device: where to interpolate.
 
     Returns:
-        float32 on the device, of the region's size; (0, 0, 0) if the cube lies outside the image and no region is given.
+        float32 on the device, of the region's size; (0, 0, 0) if the cube lies outside the image and no region is
+        given.
     """
     region_zyx = region_zyx or box.image_box(grid)
     if region_zyx is None:
