@@ -62,11 +62,12 @@ def paste_guided(
     if region is None:
         return nothing
     cube, logits_mmm = _cube_around(bounds, logits_nnn, view, grid)
-    slope_mmm, offset_mmm = _linear_fits(logits_mmm.to(device), extract_crop(scan_zyx, grid, cube)[0].to(device))
+    slope_mmm, offset_mmm, mean = _linear_fits(logits_mmm.to(device), extract_crop(scan_zyx, grid, cube)[0].to(device))
     slope, offset = (sample_logits(field, grid, cube, region, device) for field in (slope_mmm, offset_mmm))
     part = scan_zyx[box_slices(region)]
-    intensities = part.float() if isinstance(part, Tensor) else torch.from_numpy(part.astype(np.float32)).to(device)
-    mask_zyx = (offset.addcmul_(slope, intensities) > 0).cpu().numpy()
+    held = part if isinstance(part, Tensor) else torch.from_numpy(part.astype(np.float32))
+    intensities = held.to(device, torch.float32, copy=True)
+    mask_zyx = (offset.addcmul_(slope, intensities.sub_(mean)) > 0).cpu().numpy()
     return _without_crumbs(mask_zyx, np.array(region[0]), logits_nnn, view, grid), region
 
 
@@ -100,9 +101,12 @@ def _cube_around(bounds: Box, logits_nnn: Tensor, view: CropBox, grid: Grid) -> 
     return CropBox((z, y, x), view.spacing_mm * step, m), logits_nnn[tuple(slice(at, at + m) for at in low)]
 
 
-def _linear_fits(logits_mmm: Tensor, guide_mmm: Tensor) -> Tuple[Tensor, Tensor]:
-    """Slope and offset (m, m, m) of the logits as functions of the intensity, means over all windows that hold a voxel;
-    slope 0 where they are decided, or of one sign all around."""
+def _linear_fits(logits_mmm: Tensor, guide_mmm: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """Slope and offset (m, m, m) of the logits as functions of the intensity less a mean, and that mean (a number).
+
+    Slope and offset are means over all windows that hold a voxel; where the logits are decided, or of one sign all
+    around, the slope is 0 and the offset the logit.
+    """
     undecided = logits_mmm.abs() < DECIDED
     weight = undecided.sum().clamp_min(1)
     mean = torch.where(undecided, guide_mmm, 0.0).sum() / weight
@@ -114,9 +118,8 @@ def _linear_fits(logits_mmm: Tensor, guide_mmm: Tensor) -> Tuple[Tensor, Tensor]
     mean_guide, mean_target, product, square, share = _window_means(fields)
     slope = (product - mean_guide * mean_target) / (square - mean_guide**2 + SMOOTHNESS)
     slope, offset = _window_means(torch.stack([slope, mean_target - slope * mean_guide]))
-    slope, offset = slope / spread, offset - slope * mean / spread
     border = undecided & (share > 0.01) & (share < 0.99)
-    return torch.where(border, slope, 0.0), torch.where(border, offset, target)
+    return torch.where(border, slope / spread, 0.0), torch.where(border, offset, target), mean
 
 
 def _window_means(fields_Cmmm: Tensor) -> Tensor:
