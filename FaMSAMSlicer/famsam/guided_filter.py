@@ -49,16 +49,15 @@ def paste_guided(
 
     Returns:
         mask_zyx: bool, of the box's size.
-        box_zyx: where it belongs in the scan; None, with an empty mask, if nothing of the scan in the view is positive.
+        box_zyx: where it belongs in the scan; all foreground lies in it. None, with an empty mask, if no logit is
+            positive or nothing of the scan lies there.
     """
     logits_nnn = logits_nnn.detach().to("cpu", torch.float32).clamp(-MOST, MOST)
     nothing = np.zeros((0, 0, 0), dtype=bool), None
     bounds = bounding_box((logits_nnn > -DECIDED).numpy()) if bool((logits_nnn > 0).any()) else None
     if bounds is None:
         return nothing
-    step = view.size / len(logits_nnn)
-    low, high = ((np.array(corner) - shift) * step - 0.5 for corner, shift in zip(bounds, (0.5, -0.5)))
-    region = view.voxels_between(grid, np.maximum(low, -0.5), np.minimum(high, view.size - 0.5))
+    region = view.voxels_reached(grid, bounds, len(logits_nnn))
     if region is None:
         return nothing
     cube, logits_mmm = _cube_around(bounds, logits_nnn, view, grid)

@@ -67,10 +67,16 @@ class CropBox:
 
     def image_box(self, grid: Grid) -> Optional[Box]:
         """The image's voxels whose centres lie in the cube; None if there are none."""
-        return self.voxels_between(grid, (-0.5,) * 3, (self.size - 0.5,) * 3)
+        return self._voxels_between(grid, (-0.5,) * 3, (self.size - 0.5,) * 3)
 
-    def voxels_between(self, grid: Grid, low_ZYX: Any, high_ZYX: Any) -> Optional[Box]:
-        """The image's voxels whose centres lie between two places in crop indices; None if there are none."""
+    def voxels_reached(self, grid: Grid, logits_box: Box, n: int) -> Optional[Box]:
+        """The image's voxels between which and a half-open box of the cube's logits, n along each edge of it, no other
+        logit's centre lies: beyond that, interpolation leaves nothing of them. None if there are none."""
+        step = self.size / n
+        low, high = ((np.array(corner) - shift) * step - 0.5 for corner, shift in zip(logits_box, (0.5, -0.5)))
+        return self._voxels_between(grid, np.maximum(low, -0.5), np.minimum(high, self.size - 0.5))
+
+    def _voxels_between(self, grid: Grid, low_ZYX: Any, high_ZYX: Any) -> Optional[Box]:
         low = np.ceil(self.points_from_crop(low_ZYX, grid)).astype(int)
         high = np.floor(self.points_from_crop(high_ZYX, grid)).astype(int) + 1
         return intersect((_index3(low), _index3(high)), ((0, 0, 0), grid.size_zyx))
@@ -165,10 +171,7 @@ def paste_logits(
     found = bounding_box((logits_zyx > threshold).numpy())
     box_zyx = None
     if found is not None:
-        # Beyond the next logit's centre, nothing of a positive one is left.
-        step = box.size / logits_zyx.shape[0]
-        low, high = ((np.array(corner) - shift) * step - 0.5 for corner, shift in zip(found, (0.5, -0.5)))
-        box_zyx = box.voxels_between(grid, np.maximum(low, -0.5), np.minimum(high, box.size - 0.5))
+        box_zyx = box.voxels_reached(grid, found, logits_zyx.shape[0])
     if box_zyx is not None and region_zyx is not None:
         box_zyx = intersect(box_zyx, region_zyx)
     if box_zyx is None:
