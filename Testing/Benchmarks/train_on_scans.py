@@ -2,7 +2,7 @@
 
     python Testing/Benchmarks/train_on_scans.py DATA Testing/Benchmarks/train_clicks/*.json -o out/
 
-DATA as for ``train_generalisation.py``, whose sources without anything of the head are trained on. ``famsam compare``
+DATA as in ``real_scans.py``, whose sources without anything of the head are trained on. ``famsam compare``
 scores crops like those trained on; this scores the cases that no network was trained on, at 128 voxels a view. Writes
 ``scores.md``, ``.json`` and each run's folder; runs that have ended are not repeated.
 """
@@ -15,12 +15,10 @@ from pathlib import Path
 
 import torch
 from famsam.checkpoints import load_model, save_model
-from famsam.evaluation.dataset import DatasetOptions, read_exclude_file
-from famsam.evaluation.harness import EvaluationOptions, evaluate
 from famsam.evaluation.segmenters import SessionSegmenter
 from famsam.training.config import read_config
 from famsam.training.trainer import Trainer, read_log
-from train_generalisation import TRAINED_ON, sources
+from real_scans import scored, sources
 
 CLICKS = (1, 2, 3, 5, 10)
 
@@ -42,8 +40,7 @@ def main() -> None:
         methods.append(SessionSegmenter(load_model(run / "famsam.safetensors", "cpu"), path.stem))
         last = list(read_log(run))[-1]
         crops[path.stem] = [last[f"dice{click}"] for click in (1, 3, 5)]
-    dataset = DatasetOptions(exclude=read_exclude_file(TRAINED_ON), max_structures=3)
-    report = evaluate(args.data / "labelled", methods, EvaluationOptions(dataset, clicks=max(CLICKS), progress=True))
+    report = scored(args.data, methods, max(CLICKS))
     heading = " / ".join(map(str, CLICKS))
     lines = [f"| variant | crops like those trained on, 1 / 3 / 5 clicks | cases, {heading} clicks |", "|---|---|---|"]
     scores = {}

@@ -3,7 +3,7 @@ learning rate, and scored on the cases that it was not trained on.
 
     python Testing/Benchmarks/train_scaling.py DATA --config Testing/Benchmarks/train_oriented.json -o scaling/
 
-DATA as for ``train_generalisation.py``, whose sources are trained on, without those of one kind if so told. Writes
+DATA as in ``real_scans.py``, whose sources are trained on, without those of one kind if so told. Writes
 ``scaling.md``, ``.json`` and ``.png``, and each run's folder; runs that have ended are not repeated.
 """
 
@@ -15,14 +15,11 @@ import json
 from pathlib import Path
 from typing import Any, Dict, List
 
-import torch
 from famsam.checkpoints import load_model, save_model
-from famsam.evaluation.dataset import DatasetOptions, read_exclude_file
-from famsam.evaluation.harness import EvaluationOptions, evaluate
 from famsam.evaluation.segmenters import SessionSegmenter
 from famsam.training.config import read_config
 from famsam.training.trainer import Trainer
-from train_generalisation import TRAINED_ON, sources
+from real_scans import scored, sources
 
 CLICKS = (1, 3, 5, 10)
 
@@ -69,9 +66,7 @@ def main() -> None:
         save_model(trainer.averaged_model(), weights)
         methods.append(SessionSegmenter(load_model(weights, "cpu"), str(steps)))
         seconds[steps] = round(trainer.seconds)
-    torch.set_num_threads(1)
-    dataset = DatasetOptions(exclude=read_exclude_file(TRAINED_ON), max_structures=3)
-    report = evaluate(args.data / "labelled", methods, EvaluationOptions(dataset, clicks=max(CLICKS), progress=True))
+    report = scored(args.data, methods, max(CLICKS))
     rows = [{"steps": s, "seconds": seconds[s], "dice": report.summary(str(s))["dice"]} for s in args.steps]
     lines = ["| steps | seconds | Dice, 1 click | 3 | 5 | 10 |", "|---|---|---|---|---|---|"]
     for row in rows:

@@ -53,7 +53,7 @@ def test_limits_are_measured_and_held_against_every_stage(report):
     for found in (*report.stages.values(), report.configs["famsam"]["encode"]):
         rounded = 1e-3 + 1e-3 / found["median_ms"]  # times are reported in whole microseconds
         assert found["of_limit"] == pytest.approx(found["limit_ms"] / found["median_ms"], rel=0.2, abs=rounded)
-    assert set(report.stages) == {"read", "open", "resample", "prior", "paste"}
+    assert set(report.stages) == {"read", "open", "resample", "prior", "paste", "paste guided"}
 
 
 def test_clicks_are_timed_on_the_volume_that_was_asked_for(report):

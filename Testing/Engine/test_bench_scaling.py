@@ -78,4 +78,5 @@ def test_the_stages_do_what_they_say():
     assert not path.exists()
     np.testing.assert_array_equal(results["read"].voxels_zyx, volume.voxels_zyx)
     assert results["resample"].shape == (1, 1, 128, 128, 128) and results["prior"].shape == (64, 64, 64)
-    assert results["paste"][0].all() and results["paste"][0].shape == (20, 40, 30)
+    for stage in ("paste", "paste guided"):
+        assert results[stage][0].all() and results[stage][0].shape == (20, 40, 30)

@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from ..geometry import box_slices
+from ..guided_filter import paste_guided
 from ..model.base import PromptableModel
-from ..resample import CPU, CropBox, extract_crop, mask_to_crop, paste_logits
+from ..resample import CPU, CropBox, extract_crop, held_on, mask_to_crop, paste_logits
 from ..session import Session
 from ..volume import Volume, read_volume
 from .machine import Limits, Work
@@ -112,6 +113,7 @@ class StageCalls:
         z, y, x = (float(c) for c in (size - 1) / 2)
         self.view = CropBox((z, y, x), 1.5)
         self.voxels_zyx = volume.canonical.to_canonical(volume.voxels_zyx)
+        self.scan = self.voxels_zyx if device.type == "cpu" else held_on(device, self.voxels_zyx)
         squares = np.linspace(-1, 1, edge) ** 2
         ball = 4 - 16 * (squares[:, None, None] + squares[:, None] + squares)  # of half the view's edge
         self.logits = torch.from_numpy(ball).float()
@@ -138,6 +140,7 @@ class StageCalls:
             "resample": self.crop,
             "prior": lambda: mask_to_crop(self.mask_zyx, self.grid, self.view, len(self.logits)),
             "paste": lambda: paste_logits(self.logits, self.grid, self.view, device=self.device),
+            "paste guided": lambda: paste_guided(self.logits, self.scan, self.grid, self.view, self.device),
         }
 
     def work(self) -> Dict[str, Work]:
@@ -152,6 +155,7 @@ class StageCalls:
             "resample": Work((seen_voxels * voxels.itemsize + crop_bytes) / MIB),
             "prior": Work((self._pasted_bytes + self.logits.nbytes) / MIB),
             "paste": Work((self._pasted_bytes + self.logits.nbytes) / MIB),
+            "paste guided": Work((self._pasted_bytes * (1 + voxels.itemsize) + self.logits.nbytes) / MIB),
         }
 
     def found(self, timings: Dict[str, Timing], limits: Limits) -> Dict[str, Any]:
