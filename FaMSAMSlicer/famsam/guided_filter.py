@@ -20,7 +20,7 @@ from torch import Tensor
 
 from .geometry import Box, Grid, bounding_box, box_slices
 from .pieces import pieces_of
-from .resample import CPU, CropBox, extract_crop, sample_logits
+from .resample import CPU, CropBox, extract_crop, logit_blocks, sample_logits
 
 SMOOTHNESS = 0.1
 """The filter's epsilon, in units of the intensities' variance at the border: fits to contrasts below a third of their
@@ -61,31 +61,56 @@ def paste_guided(
     if region is None:
         return nothing
     cube, logits_mmm = _cube_around(bounds, logits_nnn, view, grid)
-    slope_mmm, offset_mmm, mean = _linear_fits(logits_mmm.to(device), extract_crop(scan_zyx, grid, cube)[0].to(device))
-    slope, offset = (sample_logits(field, grid, cube, region, device) for field in (slope_mmm, offset_mmm))
-    part = scan_zyx[box_slices(region)]
-    held = part if isinstance(part, Tensor) else torch.from_numpy(part.astype(np.float32))
-    intensities = held.to(device, torch.float32, copy=True)
-    mask_zyx = (offset.addcmul_(slope, intensities.sub_(mean)) > 0).cpu().numpy()
-    return _without_crumbs(mask_zyx, np.array(region[0]), logits_nnn, view, grid), region
+    fields = _linear_fits(logits_mmm.to(device), extract_crop(scan_zyx, grid, cube)[0].to(device))
+    mask_zyx = _evaluated(*fields, scan_zyx, grid, cube, region, device)
+    _drop_crumbs(mask_zyx, region, logits_nnn, view, grid)
+    return mask_zyx, region
 
 
-def _without_crumbs(
-    mask_zyx: NDArray[np.bool_], low_zyx: NDArray[Any], logits_nnn: Tensor, view: CropBox, grid: Grid
+def _evaluated(
+    slope_mmm: Tensor,
+    offset_mmm: Tensor,
+    mean: Tensor,
+    scan_zyx: Union[NDArray[Any], Tensor],
+    grid: Grid,
+    cube: CropBox,
+    region: Box,
+    device: torch.device,
 ) -> NDArray[np.bool_]:
-    """The mask without small pieces that noise has made where no logit is positive."""
-    pieces_zyx, count = pieces_of(mask_zyx)
-    if count < 2:
-        return mask_zyx
-    small = np.bincount(pieces_zyx.ravel()) < CRUMB
-    small[0] = False
-    places_N3 = np.argwhere(small[pieces_zyx])
-    n = len(logits_nnn)
-    at_N3 = (view.points_to_crop(places_N3 + low_zyx, grid) + 0.5) * n / view.size - 0.5
-    z, y, x = np.rint(at_N3).astype(int).clip(0, n - 1).T
-    wanted_N = (logits_nnn.numpy() > 0)[z, y, x]
-    small[pieces_zyx[tuple(places_N3[wanted_N].T)]] = False
-    return mask_zyx & ~small[pieces_zyx]
+    """Where offset + slope * (intensity - mean) is positive, at the scan's voxels in a box."""
+    part = scan_zyx[box_slices(region)]
+    if device.type != "cpu" or isinstance(part, Tensor):
+        slope, offset = (sample_logits(field, grid, cube, region, device) for field in (slope_mmm, offset_mmm))
+        held = part if isinstance(part, Tensor) else torch.from_numpy(part.astype(np.float32))
+        intensities = held.to(device, torch.float32, copy=True)
+        return (offset.addcmul_(slope, intensities.sub_(mean)) > 0).cpu().numpy()
+    mask_zyx = torch.empty(part.shape, dtype=torch.bool)
+    for rows, (slope, offset) in logit_blocks((slope_mmm, offset_mmm), grid, cube, region):
+        intensities = torch.from_numpy(part[rows].astype(np.float32))
+        torch.gt(offset.addcmul_(slope, intensities.sub_(mean)), 0, out=mask_zyx[rows])
+    return mask_zyx.numpy()
+
+
+def _drop_crumbs(mask_zyx: NDArray[np.bool_], region: Box, logits_nnn: Tensor, view: CropBox, grid: Grid) -> None:
+    """Take from a mask of a box the small pieces that noise has made where no logit is positive."""
+    n, positive = len(logits_nnn), (logits_nnn > 0).numpy()
+    scale_zyx, offset_zyx = view.index_from_crop(grid)
+    for axis in (2, 1, 0):  # the last to grow is the one whose rows are copied whole
+        at = (np.arange(region[0][axis], region[1][axis]) - offset_zyx[axis]) / scale_zyx[axis]
+        nearest = np.rint((at + 0.5) * n / view.size - 0.5).astype(int).clip(0, n - 1)
+        positive = positive.take(nearest, axis)
+    added_zyx = mask_zyx > positive
+    pieces_zyx, count = pieces_of(added_zyx)
+    places_N = np.flatnonzero(added_zyx)
+    piece_N = pieces_zyx.ravel()[places_N]
+    small = np.bincount(piece_N, minlength=count + 1) < CRUMB
+    places_N, piece_N = places_N[small[piece_N]], piece_N[small[piece_N]]
+    around = np.stack(np.meshgrid(*[(-1, 0, 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    places_N3 = np.stack(np.unravel_index(places_N, mask_zyx.shape), axis=1)
+    z, y, x = np.moveaxis((places_N3[:, None] + around).clip(0, np.array(mask_zyx.shape) - 1), -1, 0)
+    belongs_N = (mask_zyx[z, y, x] & positive[z, y, x]).any(1)  # a part of a piece that holds positive logits
+    small[piece_N[belongs_N]] = False
+    mask_zyx.ravel()[places_N[small[piece_N]]] = False
 
 
 def _cube_around(bounds: Box, logits_nnn: Tensor, view: CropBox, grid: Grid) -> Tuple[CropBox, Tensor]:

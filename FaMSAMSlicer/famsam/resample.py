@@ -210,6 +210,16 @@ def sample_logits(
     return _applied(values.numpy(), taps) if device.type == "cpu" else _applied_on_device(values, taps)
 
 
+def logit_blocks(
+    fields_zyx: Sequence[Tensor], grid: Grid, box: CropBox, region_zyx: Box
+) -> Iterator[Tuple[slice, List[Tensor]]]:
+    """``sample_logits`` of several fields at once, a few planes at a time while they are in the cache: (planes of the
+    region, float32 blocks)."""
+    taps = _logit_taps(fields_zyx[0].shape[0], grid, box, region_zyx)
+    for parts in zip(*(_blocks(field.numpy(), taps) for field in fields_zyx)):
+        yield parts[0][0], [block for _, block in parts]
+
+
 class _Taps(NamedTuple):
     """Weights along one axis: output row r is the sum over t of ``weights_rt[r, t] * input[index_rt[r, t]]``."""
 
