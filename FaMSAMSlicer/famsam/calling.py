@@ -42,15 +42,21 @@ class ModelCaller:
         return embedding
 
     def decode(
-        self, embedding: Embedding, points_N3: Tensor, labels_N: Tensor, prior_11zyx: Optional[Tensor]
+        self,
+        embedding: Embedding,
+        points_N3: Tensor,
+        labels_N: Tensor,
+        prior_11zyx: Optional[Tensor],
+        several: bool = False,
     ) -> Tuple[Tensor, float]:
-        """Prompts to the first mask.
+        """Prompts to the one mask for them.
 
         Args:
             embedding: what ``encode`` returned.
             points_N3: float32 crop voxels (z, y, x).
             labels_N: see ``PromptableModel.decode``.
             prior_11zyx: the previous logits, or None.
+            several: the most trusted of the alternatives for an ambiguous prompt instead.
 
         Returns:
             float32 logits (1, 1, n, n, n) on the CPU and the predicted IoU, 0..1.
@@ -67,8 +73,9 @@ class ModelCaller:
         prior = None if prior is None else prior.to(model.device, torch.float32, non_blocking=on_gpu)
         points, labels = (t[None].to(model.device, non_blocking=on_gpu) for t in (points_N3, labels_N))
         with autocast(model.device, model.precision):
-            logits, quality = model.decode(embedding, points, labels, prior)
-        logits, quality = logits[:, :1].float(), quality[0, :1].float()
+            logits, quality = model.decode(embedding, points, labels, prior, *[True] * several)
+        best_1 = quality[0].argmax(keepdim=True)  # stays where it is: a look at the number would wait for a GPU
+        logits, quality = logits.index_select(1, best_1).float(), quality[0].index_select(0, best_1).float()
         if model.device.type != "cpu":
             together = torch.cat([logits.flatten(), quality.flatten()]).cpu()
             logits, quality = together[:-1].view(logits.shape), together[-1:]

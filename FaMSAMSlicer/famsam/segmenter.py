@@ -287,7 +287,9 @@ class Segmenter:
         view = replace(view, spacing_mm=view.spacing_mm * view.size / size, size=size)
         embedding = yield from self._encoded(view)
         prior = self.prior(view, previous)
-        logits, quality = self.decode(embedding, view, prompts, prior)
+        alone = prior is None and prompts.labels == (POSITIVE,) and size == self.model.crop_size
+        several = alone and self.model.several_at_first
+        logits, quality = self.decode(embedding, view, prompts, prior, several)
         if self.model.one_way and prior is not None:
             newest = torch.tensor(prompts.labels[-1:])
             at = torch.from_numpy(view.points_to_crop(prompts.points_zyx[-1:], self.grid))
@@ -337,12 +339,13 @@ class Segmenter:
         return embedding
 
     def decode(
-        self, embedding: Embedding, view: CropBox, prompts: Prompts, prior: Optional[Tensor]
+        self, embedding: Embedding, view: CropBox, prompts: Prompts, prior: Optional[Tensor], several: bool = False
     ) -> Tuple[Tensor, float]:
-        """Logits (1, 1, n, n, n) and the predicted IoU of one set of prompts; ``prior`` are the previous logits."""
+        """Logits (1, 1, n, n, n) and the predicted IoU of one set of prompts, ``prior`` being the previous logits;
+        ``several``: the most trusted of the model's alternatives."""
         points, labels = self._points_in(view, prompts)
         with _Clock(self._timings, "decode"):
-            return self._caller.decode(embedding, points, labels, prior)
+            return self._caller.decode(embedding, points, labels, prior, several)
 
     def _points_in(self, view: CropBox, prompts: Prompts) -> Tuple[Tensor, Tensor]:
         """The prompts that lie in a view: (N, 3) crop voxels, (N,) labels; padding last if the newest does not."""

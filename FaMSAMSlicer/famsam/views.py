@@ -29,7 +29,7 @@ class ViewOptions:
 
     first_spacing_mm: float = 1.5
     """Spacing of the first look at an unknown structure, and the origin of the ladder."""
-    first_factors: Tuple[float, ...] = (1.0, 0.5, 2.0)
+    first_factors: Tuple[float, ...] = (1.0, 2**-1.5, 2.0)
     """The first looks' spacings over ``first_spacing_mm``."""
     ladder_ratio: float = math.sqrt(2.0)
     """Ratio of neighbouring spacings."""

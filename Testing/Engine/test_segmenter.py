@@ -257,7 +257,7 @@ def test_a_full_look_that_loses_what_the_scout_saw_is_doubted(monkeypatch, again
     segmenter = Segmenter(ThresholdModel(scout_size=64), scan_of(truth, spacing))
     seen, decode = [], segmenter.decode
 
-    def blind_in_full(embedding, view, prompts, prior):
+    def blind_in_full(embedding, view, prompts, prior, several=False):
         logits, _ = decode(embedding, view, prompts, prior)
         seen.append((view.size, prior is not None))
         if view.size == 64:
@@ -472,6 +472,38 @@ def test_a_negative_click_takes_away_what_looks_like_it():
     with_it, without_it = run(Segmenter(ThresholdModel(), volume), [(30, 30, 28), (30, 30, 56)], [POSITIVE, NEGATIVE])
     assert dice(with_it.mask.dense(), bright | grey) > 0.95
     assert dice(without_it.mask.dense(), bright) > 0.9
+
+
+class AmbiguousModel(ThresholdModel):
+    """Of alternatives it trusts the second most; it keeps which of its answers were asked for."""
+
+    several_at_first = True
+
+    def __init__(self, **how_crops_are_made) -> None:
+        super().__init__(**how_crops_are_made)
+        self.asked = []
+
+    def decode(self, embedding, points_BN3, labels_BN, mask_logits_B1zyx=None, multimask=False):
+        logits, quality = super().decode(embedding, points_BN3, labels_BN, mask_logits_B1zyx)
+        self.asked.append((logits.shape[-1], multimask))
+        if multimask:
+            return torch.cat([-logits, logits, -logits], dim=1), torch.tensor([[0.3, 0.8, 0.5]])
+        return logits, torch.full_like(quality, 0.6)
+
+
+@pytest.mark.parametrize("scout_size", [None, 64])
+def test_one_click_shows_the_most_trusted_alternative(scout_size):
+    first, _, volume = two_balls()
+    model = AmbiguousModel(scout_size=scout_size)
+    one, two = run(Segmenter(model, volume), [(20, 30, 30), (22, 30, 30)])
+    assert one.quality == pytest.approx(0.8) and dice(one.mask.dense(), first) > 0.95
+    assert two.quality == pytest.approx(0.6), "with a further click there is nothing to choose"
+    assert {several for _, several in model.asked} == {True, False}
+    model.asked.clear()
+    run(Segmenter(model, volume), [(20, 30, 30)], [NEGATIVE])
+    model.several_at_first = False
+    run(Segmenter(model, volume), [(20, 30, 30)])
+    assert not any(several for _, several in model.asked)
 
 
 class EagerModel(ThresholdModel):

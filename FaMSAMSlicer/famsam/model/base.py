@@ -59,6 +59,9 @@ class PromptableModel(nn.Module, ABC):
     """True if a positive click is only to add to the mask and a negative one only to take away."""
     follows_edges: bool = False
     """True if masks are to follow the scan's edges between the logits' voxels; see ``guided_filter``."""
+    several_at_first: bool = False
+    """True if what one click shows is to be the most trusted of the alternatives that ``decode`` gives for it
+    (``multimask``): one click is ambiguous, and they were learnt for that (SAM, Kirillov et al. 2023, section 3)."""
     least_added: float = 0.0
     """Where clicks go one way, a positive one adds what has a larger logit; see ``prompt_maps.restrained``."""
     fast_on_cpu: Tuple[str, ...] = ("bf16",)

@@ -94,6 +94,7 @@ class Famsam(PromptableModel):
     ignores_padding = True
     one_way = True
     follows_edges = True
+    several_at_first = True
     fast_on_cpu = ("int8", "bf16")
     pausing = TokenPausing()
     """A run-time setting, made by ``load_model``; no part of the configuration. Change it before a session sees a
