@@ -1,8 +1,9 @@
-"""Candidate masks without any prompt: the proposal head's coarse masks, refined by the decoder and ranked.
+"""Candidate masks without any prompt: where the proposal head sees something, a click is tried, and the best are kept.
 
 The whole scan is looked at once from afar, and piece by piece at half that distance, as far as there is something to
-gain. In each view the best coarse masks that differ go to the decoder as dense prompts, each with the seed that it
-has grown from; of candidates that are nearly the same, over all views, the one that the model trusts most stays.
+gain. In each view the head tells seeds: where the quality that it promises has a peak, and those with the best coarse
+masks that differ. Each is scouted as a click there would be; the most trusted that differ are looked at in full; of
+candidates that are nearly the same, the one that the model trusts most stays.
 """
 
 from __future__ import annotations
@@ -10,21 +11,23 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import List, Tuple
+from typing import List, NamedTuple, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from .compact_mask import CompactMask
 from .errors import ConfigError
-from .geometry import Box, CanonicalFrame, Grid, box_slices, union
+from .geometry import Box, CanonicalFrame, box_slices, union
 from .model.prompt_maps import POSITIVE
-from .model.proposal_head import pick_seeds
+from .model.proposal_head import local_maxima, pick_seeds
 from .resample import CropBox
 from .runtime import autocast
 from .segmenter import Prompts, Segmenter
+
+SAME_FOR_SCOUTS = 0.8
+"""Of two masks of scouts that overlap (IoU) by more, one is looked at in full: coarse as they are, others may differ."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,10 @@ class ProposalOptions:
     """At most so many candidates."""
     views: int = 9
     """At most so many views are looked at; the first one shows the whole scan."""
-    per_view: int = 8
-    """At most so many coarse masks of a view are refined."""
+    per_view: int = 12
+    """At most so many peaks of the promised quality are scouted in a view, and coarse masks, two thirds as many."""
+    closely: int = 16
+    """At most so many of the masks that scouts have seen are looked at in full."""
     least_quality: float = 0.1
     """Candidates of which the model predicts a smaller IoU are left out."""
     overlap: float = 0.6
@@ -45,8 +50,8 @@ class ProposalOptions:
     """Candidates of fewer voxels are left out."""
 
     def __post_init__(self) -> None:
-        if min(self.most, self.views, self.per_view) < 1 or not 0 < self.overlap <= 1:
-            raise ConfigError(f"Expected most, views and per_view from 1 and an overlap within 0..1, got {self}.")
+        if min(self.most, self.views, self.per_view, self.closely) < 1 or not 0 < self.overlap <= 1:
+            raise ConfigError(f"Expected most, views, per_view and closely from 1 and an overlap in 0..1, got {self}.")
 
 
 class Candidate:
@@ -75,18 +80,38 @@ class Candidate:
         return self._frame.from_canonical(self.mask.within(self._frame.canonical_box(box_zyx)))
 
 
+class _Found(NamedTuple):
+    quality: float
+    mask: CompactMask
+    seed: Prompts
+
+
 @torch.inference_mode()
 def candidates_of(segmenter: Segmenter, frame: CanonicalFrame, options: ProposalOptions) -> List[Candidate]:
     """Candidates of a scan, the most trusted first; see ``Session.propose``."""
-    found: List[Tuple[float, CompactMask]] = []
+    scouted: List[_Found] = []
     for view in _views(segmenter, options.views):
-        found += _candidates_in(view, segmenter, options)
-    kept: List[Candidate] = []
-    for quality, mask in sorted(found, key=lambda pair: -pair[0]):
-        if len(kept) == options.most:
-            break
-        if all(overlap_of(mask, other.mask) <= options.overlap for other in kept):
-            kept.append(Candidate(mask, quality, frame))
+        for seed in _seeds(view, segmenter, options.per_view):
+            scouted.append(_Found(*segmenter.scouted(seed), seed))
+    looked: List[_Found] = []
+    nothing = segmenter.start()
+    for found in _distinct(scouted, options.closely, SAME_FOR_SCOUTS):
+        prediction = segmenter.step(found.seed, nothing, nothing.mask)
+        large = prediction.mask.box_zyx is not None and prediction.mask.voxels().sum() >= options.least_voxels
+        if large and prediction.quality >= options.least_quality:
+            looked.append(_Found(prediction.quality, prediction.mask, found.seed))
+    best = _distinct(looked, options.most, options.overlap)
+    return [Candidate(found.mask, found.quality, frame) for found in best]
+
+
+def _distinct(found: Sequence[_Found], most: int, overlap: float) -> List[_Found]:
+    """The most trusted masks, none of which overlaps (IoU) by more with a more trusted one."""
+    kept: List[_Found] = []
+    for one in sorted(found, key=lambda one: -one.quality):
+        if len(kept) == most or one.mask.box_zyx is None:
+            continue
+        if all(overlap_of(one.mask, other.mask) <= overlap for other in kept):
+            kept.append(one)
     return kept
 
 
@@ -97,14 +122,6 @@ def overlap_of(one: CompactMask, other: CompactMask) -> float:
         return 0.0
     a, b = one.within(box), other.within(box)
     return float((a & b).sum() / max(int((a | b).sum()), 1))
-
-
-def cut_off(box_zyx: Box, view: CropBox, grid: Grid) -> bool:
-    """Whether a mask in this box reaches a face of the view behind which the scan goes on."""
-    region = view.image_box(grid)
-    assert region is not None
-    sides = zip(*box_zyx, *region, grid.size_zyx)
-    return any((at <= start + 1 and start > 0) or (end >= stop - 1 and stop < n) for at, end, start, stop, n in sides)
 
 
 def _views(segmenter: Segmenter, most: int) -> List[CropBox]:
@@ -122,8 +139,8 @@ def _views(segmenter: Segmenter, most: int) -> List[CropBox]:
     return list(dict.fromkeys(views))[:most]
 
 
-def _candidates_in(view: CropBox, segmenter: Segmenter, options: ProposalOptions) -> List[Tuple[float, CompactMask]]:
-    """(predicted IoU, mask) of the coarse masks of one view after the decoder has refined them."""
+def _seeds(view: CropBox, segmenter: Segmenter, most: int) -> List[Prompts]:
+    """Where the head sees something in a view, each place as a click."""
     model = segmenter.model
     embedding = segmenter.embedding(view)
     with autocast(model.device, model.precision):
@@ -131,18 +148,7 @@ def _candidates_in(view: CropBox, segmenter: Segmenter, options: ProposalOptions
     everywhere_N = torch.arange(maps.quality_Bzyx[0].numel(), device=model.device)
     places_N3 = view.points_from_crop(maps.seed_positions(everywhere_N[None])[0].cpu().numpy(), segmenter.grid)
     in_scan_N = np.all((places_N3 > -0.5) & (places_N3 < np.asarray(segmenter.grid.size_zyx) - 0.5), axis=1)
-    seeds_S, coarse_Szyx = pick_seeds(maps, options.per_view, torch.from_numpy(in_scan_N).to(model.device))
-    empty = CompactMask.empty(segmenter.grid.size_zyx)
-    found = []
-    for place_3, coarse_zyx in zip(places_N3[seeds_S.cpu().numpy()], coarse_Szyx):
-        dense = F.interpolate(coarse_zyx[None, None], size=(model.mask_size,) * 3, mode="trilinear").clamp(-6, 6)
-        seed = Prompts(place_3[None], (POSITIVE,))
-        logits, quality = segmenter.decode(embedding, view, seed, dense)
-        quality = model.calibration.iou(quality)
-        mask = segmenter.pasted(empty, view, segmenter.own_pieces(logits, view, seed, empty, empty))
-        if quality < options.least_quality or mask.box_zyx is None or cut_off(mask.box_zyx, view, segmenter.grid):
-            continue  # what goes on behind a face of the view is shown whole by a wider one
-        if mask.voxels().sum() >= options.least_voxels:
-            found.append((quality, mask))
-    return found
-
+    allowed_N = torch.from_numpy(in_scan_N).to(model.device)
+    peaks_S, (coarse_S, _) = local_maxima(maps, most, allowed_N), pick_seeds(maps, -(-2 * most // 3), allowed_N)
+    chosen = dict.fromkeys([*peaks_S.tolist(), *coarse_S.tolist()])
+    return [Prompts(places_N3[index][None], (POSITIVE,)) for index in chosen]

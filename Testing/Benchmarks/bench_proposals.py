@@ -4,8 +4,8 @@
         --exclude-file Resources/ModelCards/famsam-s.trained-on.txt
 
 CASES is a folder as ``famsam evaluate`` takes it. The candidates of ``session.propose()`` are compared with every
-structure, and beside them with what one click in its middle finds: a click knows where the structure is, a proposal does
-not. Prints a line a structure and the means over cases.
+structure, and beside them with what one click in its middle finds: a click knows where the structure is, a proposal
+does not. Prints a line a structure and the means over cases.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def main() -> None:
             tqdm.write(f"{case.name[:30]:31}{structure.name[:28]:29}{best}  one click {rows[-1]['clicked']:.2f}")
     cases = defaultdict(list)
     for row in rows:
-        cases[row["case"]].append([*row["best"], *(float(b >= 0.5) for b in row["best"]), row["clicked"], row["seconds"]])
+        found = [float(best >= 0.5) for best in row["best"]]
+        cases[row["case"]].append([*row["best"], *found, row["clicked"], row["seconds"]])
     means = np.mean([np.mean(values, axis=0) for values in cases.values()], axis=0)
     n = len(FIRST)
     print(f"{len(rows)} structures of {len(cases)} cases, means over cases, of the first {FIRST} candidates")

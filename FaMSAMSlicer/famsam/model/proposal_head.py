@@ -98,6 +98,18 @@ class ProposalHead(nn.Module):
         return ProposalMaps(self.quality(x8)[:, 0].float(), self.kernels(x8), x4, similarity4)
 
 
+def local_maxima(maps: ProposalMaps, most: int, allowed_N: Tensor, least_quality: float = 0.02) -> Tensor:
+    """The seeds of the first crop that promise no less than any of their 26 neighbours, flat indices, best first.
+
+    Seeds that are not allowed (N bool, flat) or promise less than ``least_quality`` are left out.
+    """
+    quality_zyx = maps.quality_Bzyx[0].sigmoid() * allowed_N.view(maps.quality_Bzyx.shape[1:])
+    highest_zyx = F.max_pool3d(quality_zyx[None, None], 3, stride=1, padding=1)[0, 0]
+    peaks_N = torch.where(quality_zyx >= highest_zyx, quality_zyx, 0.0).flatten()
+    order_N = peaks_N.argsort(descending=True, stable=True)[:most]
+    return order_N[peaks_N[order_N] >= least_quality]
+
+
 def pick_seeds(
     maps: ProposalMaps, most: int, allowed_N: Tensor, least_quality: float = 0.05, overlap: float = 0.5
 ) -> Tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from famsam.checkpoints import DEFAULT_WEIGHTS, load_model, save_model
 from famsam.errors import ConfigError
 from famsam.model.config import from_plain, to_plain
 from famsam.model.famsam import Famsam, FamsamConfig
-from famsam.model.proposal_head import MASK_CHANNELS, USUAL_RADIUS, ProposalMaps, pick_seeds
+from famsam.model.proposal_head import MASK_CHANNELS, USUAL_RADIUS, ProposalMaps, local_maxima, pick_seeds
 from tiny_models import tiny_model
 
 TINY = FamsamConfig(
@@ -65,6 +65,16 @@ def test_likeness_to_the_seed_shapes_the_mask():
     maps.similarity_BDzyx[:, 0, :4], maps.similarity_BDzyx[:, 1, 4:] = 1.0, 1.0
     low, high = maps.coarse_logits(torch.tensor([[0, 63]]))[0]
     assert (low[:4] > 0).all() and (low[4:] < 0).all() and (high[4:] > 0).all() and (high[:4] < 0).all()
+
+
+def test_peaks_of_the_promised_quality_are_found():
+    quality = torch.full((1, 4, 4, 4), -9.0)
+    quality[0, 0, 0, 0], quality[0, 0, 0, 1], quality[0, 3, 3, 3], quality[0, 0, 3, 0] = 2.0, 1.0, 0.0, -2.0
+    maps = gaussian_maps(quality)
+    assert local_maxima(maps, 5, EVERYWHERE).tolist() == [0, 63, 12], "the neighbour of the best one is no peak"
+    assert local_maxima(maps, 2, EVERYWHERE).tolist() == [0, 63]
+    assert local_maxima(maps, 5, EVERYWHERE, least_quality=0.3).tolist() == [0, 63]
+    assert local_maxima(maps, 5, torch.arange(64) > 0).tolist() == [1, 63, 12], "only where seeds are allowed"
 
 
 def test_the_best_seeds_that_differ_are_picked():
