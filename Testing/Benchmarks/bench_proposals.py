@@ -4,7 +4,7 @@
         --exclude-file Resources/ModelCards/famsam-s.trained-on.txt
 
 CASES is a folder as ``famsam evaluate`` takes it. The candidates of ``session.propose()`` are compared with every
-structure, and beside them with what one click in its middle finds: a click knows where the structure is, a proposal
+structure, and with what one click in its middle finds: a click knows where the structure is, a proposal
 does not. Prints a line a structure and the means over cases.
 """
 

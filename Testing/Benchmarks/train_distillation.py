@@ -59,7 +59,7 @@ def encode_ms(weights: Dict[str, Path], runs: int = 7) -> Dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--teacher", default="default", help="set-up (JSON) of one to train, or weights, or the default")
+    parser.add_argument("--teacher", default="default", help="set-up (JSON) of one to train, or weights, or default")
     parser.add_argument("--config", type=Path, required=True, help='JSON with "train" and, if wanted, "model"')
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--variant", action="append", choices=VARIANTS, help="only this one; repeatable")
