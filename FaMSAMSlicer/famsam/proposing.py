@@ -27,7 +27,7 @@ from .runtime import autocast
 from .segmenter import Prompts, Segmenter
 
 SAME_FOR_SCOUTS = 0.8
-"""Of two masks of scouts that overlap (IoU) by more, one is looked at in full: coarse as they are, others may differ."""
+"""Of two masks of scouts that overlap (IoU) by more, one is looked at in full; of coarse ones, others may yet differ."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ProposalOptions:
     views: int = 9
     """At most so many views are looked at; the first one shows the whole scan."""
     per_view: int = 12
-    """At most so many peaks of the promised quality are scouted in a view, and coarse masks, two thirds as many."""
+    """At most so many peaks of the promised quality are scouted in a view, and two thirds as many coarse masks."""
     closely: int = 16
     """At most so many of the masks that scouts have seen are looked at in full."""
     least_quality: float = 0.1
