@@ -27,7 +27,7 @@ from .runtime import autocast
 from .segmenter import Prompts, Segmenter
 
 SAME_FOR_SCOUTS = 0.8
-"""Of two masks of scouts that overlap (IoU) by more, one is looked at in full; of coarse ones, others may yet differ."""
+"""Of two masks of scouts that overlap (IoU) by more, one is looked at in full; coarse ones may yet differ."""
 
 
 @dataclass(frozen=True)
