@@ -152,9 +152,9 @@ def test_candidates_as_of_a_local_session() -> None:
     config = FamsamConfig(**tiny, decoder_channels=(8, 8, 16), decoder_depth=1, proposals=True)
     model: Any = Famsam(config).eval().requires_grad_(False)
     model.proposal_head.kernels[-1].bias[MASK_CHANNELS] = 2.0  # masks of any weights are not empty then
-    model.decoder.masks.bias[:8] = 0.0
+    model.decoder.masks.bias[:] = 0.0
     model.follows_edges = False  # of undecided logits some voxels are ties, which another number of threads may break
-    local, options = Session(model), ProposalOptions(least_quality=0.0, per_view=4, most=3)
+    local, options = Session(model), ProposalOptions(least_quality=0.0, per_view=6, most=3)
     with live(create_app(model)) as server, closing(Connection(str(server.base_url))) as connection:
         assert connection.get("/v1/server")["proposes"] is True
         remote = RemoteSession(connection)

@@ -8,7 +8,9 @@ import nibabel
 import numpy as np
 import pytest
 from famsam import Session, Volume
+from famsam.proposing import ProposalOptions
 from famsam.server.packing import pack_bits, unpack_bits, unpack_probabilities
+from famsam.server.wire import ProposalRequest
 from server_fixtures import CENTRE_RAS_MM, RAS_FROM_IJK, SIZE_ZYX, ball_zyx
 
 OTHER_RAS_MM = (RAS_FROM_IJK @ (16, 14, 11, 1))[:3].tolist()
@@ -167,3 +169,7 @@ def test_the_answers_name_the_grid(volume: Any) -> None:
     assert volume["size_xyz"] == list(SIZE_ZYX[::-1])
     np.testing.assert_array_equal(volume["ras_from_ijk"], RAS_FROM_IJK)
     assert not volume["is_dicom"]
+
+
+def test_what_is_left_out_of_a_request_for_candidates_is_as_in_a_session():
+    assert ProposalOptions(**ProposalRequest().model_dump()) == ProposalOptions()
