@@ -43,7 +43,7 @@ class SegmenterOptions:
     """How views are chosen."""
     looks: int = 4
     """At most so many views are followed for one prompt."""
-    enough_trust: float = 0.5
+    enough_trust: float = 0.65
     """A structure that a first look shows whole, with at least this predicted IoU, needs no others."""
     wider_trust: float = 0.8
     """A wider view is taken if its predicted IoU is at least this share of the narrower one's."""
