@@ -110,7 +110,7 @@ def _drop_crumbs(mask_zyx: NDArray[np.bool_], region: Box, logits_nnn: Tensor, v
     z, y, x = np.moveaxis((places_N3[:, None] + around).clip(0, np.array(mask_zyx.shape) - 1), -1, 0)
     belongs_N = (mask_zyx[z, y, x] & positive[z, y, x]).any(1)  # a part of a piece that holds positive logits
     small[piece_N[belongs_N]] = False
-    mask_zyx.ravel()[places_N[small[piece_N]]] = False
+    np.put(mask_zyx, places_N[small[piece_N]], False)
 
 
 def _cube_around(bounds: Box, logits_nnn: Tensor, view: CropBox, grid: Grid) -> Tuple[CropBox, Tensor]:
