@@ -10,6 +10,7 @@ Shape legend: n logits' voxels along each edge of a view, m of a cube within it;
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Optional, Tuple, Union
 
 import numpy as np
@@ -105,10 +106,11 @@ def _drop_crumbs(mask_zyx: NDArray[np.bool_], region: Box, logits_nnn: Tensor, v
     piece_N = pieces_zyx.ravel()[places_N]
     small = np.bincount(piece_N, minlength=count + 1) < CRUMB
     places_N, piece_N = places_N[small[piece_N]], piece_N[small[piece_N]]
-    around = np.stack(np.meshgrid(*[(-1, 0, 1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    held_zyx, last_3 = mask_zyx & positive, np.array(mask_zyx.shape) - 1
     places_N3 = np.stack(np.unravel_index(places_N, mask_zyx.shape), axis=1)
-    z, y, x = np.moveaxis((places_N3[:, None] + around).clip(0, np.array(mask_zyx.shape) - 1), -1, 0)
-    belongs_N = (mask_zyx[z, y, x] & positive[z, y, x]).any(1)  # a part of a piece that holds positive logits
+    belongs_N = np.zeros(len(places_N), dtype=bool)  # to a piece that holds positive logits
+    for step_3 in itertools.product((-1, 0, 1), repeat=3):
+        belongs_N |= held_zyx[tuple((places_N3 + step_3).clip(0, last_3).T)]
     small[piece_N[belongs_N]] = False
     np.put(mask_zyx, places_N[small[piece_N]], False)
 
