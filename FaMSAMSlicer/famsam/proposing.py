@@ -108,9 +108,9 @@ def _distinct(found: Sequence[_Found], most: int, overlap: float) -> List[_Found
     """The most trusted masks, none of which overlaps (IoU) by more with a more trusted one."""
     kept: List[_Found] = []
     for one in sorted(found, key=lambda one: -one.quality):
-        if len(kept) == most or one.mask.box_zyx is None:
-            continue
-        if all(overlap_of(one.mask, other.mask) <= overlap for other in kept):
+        if len(kept) == most:
+            break
+        if one.mask.box_zyx is not None and all(overlap_of(one.mask, other.mask) <= overlap for other in kept):
             kept.append(one)
     return kept
 
