@@ -42,8 +42,10 @@ class ProposalOptions:
     """At most so many peaks of the promised quality are scouted in a view, and two thirds as many coarse masks."""
     closely: int = 16
     """At most so many of the masks that scouts have seen are looked at in full."""
-    least_quality: float = 0.1
-    """Candidates of which the model predicts a smaller IoU are left out."""
+    least_promise: float = 0.1
+    """Places for which the head promises a smaller IoU are not scouted."""
+    least_quality: float = 0.25
+    """Candidates of which the model predicts a smaller IoU are left out; none of those was ever seen to be right."""
     overlap: float = 0.6
     """Of two candidates that overlap (IoU) by more, the better one stays."""
     least_voxels: int = 20
@@ -91,7 +93,7 @@ def candidates_of(segmenter: Segmenter, frame: CanonicalFrame, options: Proposal
     """Candidates of a scan, the most trusted first; see ``Session.propose``."""
     scouted: List[_Found] = []
     for view in _views(segmenter, options.views):
-        for seed in _seeds(view, segmenter, options.per_view):
+        for seed in _seeds(view, segmenter, options):
             scouted.append(_Found(*segmenter.scouted(seed), seed))
     looked: List[_Found] = []
     nothing = segmenter.start()
@@ -139,7 +141,7 @@ def _views(segmenter: Segmenter, most: int) -> List[CropBox]:
     return list(dict.fromkeys(views))[:most]
 
 
-def _seeds(view: CropBox, segmenter: Segmenter, most: int) -> List[Prompts]:
+def _seeds(view: CropBox, segmenter: Segmenter, options: ProposalOptions) -> List[Prompts]:
     """Where the head sees something in a view, each place as a click."""
     model = segmenter.model
     embedding = segmenter.embedding(view)
@@ -149,6 +151,7 @@ def _seeds(view: CropBox, segmenter: Segmenter, most: int) -> List[Prompts]:
     places_N3 = view.points_from_crop(maps.seed_positions(everywhere_N[None])[0].cpu().numpy(), segmenter.grid)
     in_scan_N = np.all((places_N3 > -0.5) & (places_N3 < np.asarray(segmenter.grid.size_zyx) - 0.5), axis=1)
     allowed_N = torch.from_numpy(in_scan_N).to(model.device)
-    peaks_S, (coarse_S, _) = local_maxima(maps, most, allowed_N), pick_seeds(maps, -(-2 * most // 3), allowed_N)
+    peaks_S = local_maxima(maps, options.per_view, allowed_N, options.least_promise)
+    coarse_S, _ = pick_seeds(maps, math.ceil(2 / 3 * options.per_view), allowed_N, options.least_promise)
     chosen = dict.fromkeys([*peaks_S.tolist(), *coarse_S.tolist()])
     return [Prompts(places_N3[index][None], (POSITIVE,)) for index in chosen]

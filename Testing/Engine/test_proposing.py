@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from famsam import cli
-from famsam.checkpoints import save_model
+from famsam.checkpoints import load_model, save_model
 from famsam.errors import ConfigError, PromptError, SessionError
 from famsam.geometry import box_slices
 from famsam.model.famsam import Famsam, FamsamConfig
@@ -72,6 +72,7 @@ def test_the_options_limit_what_comes(model):
     assert len(session.propose(ProposalOptions(most=1, least_quality=0.0))) == 1
     assert session.propose(ProposalOptions(least_quality=1.0)) == []
     assert session.propose(ProposalOptions(least_quality=0.0, least_voxels=10**6)) == []
+    assert session.propose(ProposalOptions(least_quality=0.0, least_promise=1.0)) == []
     every = session.propose(ProposalOptions(least_quality=0.0, overlap=1.0, per_view=6))
     assert len(every) >= len(session.propose(OPTIONS))
     with pytest.raises(ConfigError, match="from 1"):
@@ -160,11 +161,19 @@ def test_a_candidate_is_what_a_click_on_its_seed_shows(model):
     volume = noisy_volume()
     segmenter = Segmenter(model, volume)
     nothing = segmenter.start()
-    seeds = _seeds(_views(segmenter, most=1)[0], segmenter, most=3)
+    options = ProposalOptions(views=1, per_view=3, least_quality=0.0)
+    seeds = _seeds(_views(segmenter, most=1)[0], segmenter, options)
     assert 1 <= len(seeds) <= 5, "three peaks, and two coarse masks that may have the same seeds"
     shown = [segmenter.step(seed, nothing, nothing.mask).mask.dense() for seed in seeds]
-    candidates = session_of(model, volume).propose(ProposalOptions(views=1, per_view=3, least_quality=0.0))
+    candidates = session_of(model, volume).propose(options)
     assert candidates
     for candidate in candidates:
         mask = volume.canonical.to_canonical(candidate.mask_zyx)
         assert any(np.array_equal(mask, one) for one in shown)
+
+
+def test_there_is_nothing_in_noise():
+    noise = np.random.default_rng(0).normal(100, 10, (40, 44, 48)).astype(np.int16)
+    session = session_of(load_model(), Volume(noise, np.diag([1.5, 1.5, 2.0, 1.0])))
+    assert session.propose() == []
+    assert session.propose(ProposalOptions(least_quality=0.0)), "the model does see something, and does not trust it"

@@ -98,7 +98,7 @@ class ProposalHead(nn.Module):
         return ProposalMaps(self.quality(x8)[:, 0].float(), self.kernels(x8), x4, similarity4)
 
 
-def local_maxima(maps: ProposalMaps, most: int, allowed_N: Tensor, least_quality: float = 0.02) -> Tensor:
+def local_maxima(maps: ProposalMaps, most: int, allowed_N: Tensor, least_quality: float) -> Tensor:
     """The seeds of the first crop that promise no less than any of their 26 neighbours, flat indices, best first.
 
     Seeds that are not allowed (N bool, flat) or promise less than ``least_quality`` are left out.

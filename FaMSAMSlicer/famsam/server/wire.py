@@ -106,7 +106,8 @@ class ProposalRequest(Body):
     views: Annotated[int, Field(ge=1, le=64, description="at most so many views are looked at")] = 9
     per_view: Annotated[int, Field(ge=1, le=32, description="peaks of the promised quality scouted in a view")] = 12
     closely: Annotated[int, Field(ge=1, le=64, description="masks that scouts saw and that are looked at in full")] = 16
-    least_quality: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.1
+    least_promise: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.1
+    least_quality: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.25
     overlap: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, description="IoU above which one stays")] = 0.6
     least_voxels: Annotated[int, Field(ge=0, le=1 << 40)] = 20
 

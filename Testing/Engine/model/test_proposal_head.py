@@ -71,10 +71,10 @@ def test_peaks_of_the_promised_quality_are_found():
     quality = torch.full((1, 4, 4, 4), -9.0)
     quality[0, 0, 0, 0], quality[0, 0, 0, 1], quality[0, 3, 3, 3], quality[0, 0, 3, 0] = 2.0, 1.0, 0.0, -2.0
     maps = gaussian_maps(quality)
-    assert local_maxima(maps, 5, EVERYWHERE).tolist() == [0, 63, 12], "the neighbour of the best one is no peak"
-    assert local_maxima(maps, 2, EVERYWHERE).tolist() == [0, 63]
+    assert local_maxima(maps, 5, EVERYWHERE, 0.02).tolist() == [0, 63, 12], "the neighbour of the best one is no peak"
+    assert local_maxima(maps, 2, EVERYWHERE, 0.02).tolist() == [0, 63]
     assert local_maxima(maps, 5, EVERYWHERE, least_quality=0.3).tolist() == [0, 63]
-    assert local_maxima(maps, 5, torch.arange(64) > 0).tolist() == [1, 63, 12], "only where seeds are allowed"
+    assert local_maxima(maps, 5, torch.arange(64) > 0, 0.02).tolist() == [1, 63, 12], "only where seeds are allowed"
 
 
 def test_the_best_seeds_that_differ_are_picked():
