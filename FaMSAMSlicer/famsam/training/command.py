@@ -23,7 +23,8 @@ Answer = Optional[Tuple[Dict[str, Any], List[str]]]
 
 TRAIN_EXAMPLE = """famsam train runs/first --steps 6000 --labelled cases/ --time-limit-min 120
 
-Several GPUs: torchrun --nproc-per-node 4 -m -- famsam.cli train runs/first"""
+Several GPUs: torchrun --nproc-per-node 4 -m -- famsam.cli train runs/first
+Of several machines, each started with its own --node-rank, the folder of the first counts."""
 DISTILL_EXAMPLE = "famsam distill runs/student --teacher sam_med3d_turbo.pth --labelled cases/"
 COMPARE_EXAMPLE = "famsam compare adamw.json muon.json focal.json -o comparison/"
 
@@ -107,7 +108,7 @@ def train(args: argparse.Namespace) -> Answer:
 
     device = team.join(_machine(args))
     config, model_config = read_config(args.config) if args.config else config_of_run(args.run_directory)
-    config = _chosen(config, args)
+    config, model_config = team.given((_chosen(config, args), model_config))
     trainer = Trainer(args.run_directory, _source(args), config, model_config, device, args.start, args.workers)
     try:
         return _run(trainer, args, learning_curve)
@@ -139,7 +140,7 @@ def distill(args: argparse.Namespace) -> Answer:
         student = default_config(args.student)
     chosen = {"teacher": args.teacher and str(args.teacher), "layer_fraction": args.layer_fraction}
     how = replace(how, **{name: value for name, value in chosen.items() if value is not None})
-    config = _chosen(config, args)
+    config, student, how = team.given((_chosen(config, args), student, how))
     distiller = Distiller(args.run_directory, _source(args), how, config, student, device, args.workers)
     try:
         return _run(distiller, args, distillation_curve)

@@ -26,7 +26,7 @@ from ..model.base import Embedding, PromptableModel
 from ..model.config import to_plain
 from ..model.famsam import FamsamConfig
 from ..model.sam_config import FASTSAM3D, Sam3DConfig
-from . import prompting
+from . import prompting, team
 from .config import CONFIG_NAME, TrainConfig
 from .learner import Decoded, Learner, RoundLoss, Values, label_loss, maybe_recomputed, rounds_of_clicks
 from .losses import balance
@@ -263,7 +263,7 @@ class Distiller(Trainer):
             raise ConfigError("A distillation needs the teacher's weights file, got none.")
         self.distill = distill
         self.teacher = load_model(distill.teacher, str(device or "cpu"), "fp32", paused_share=0.0)
-        if student is None and not (Path(directory) / CONFIG_NAME).exists():
+        if student is None and not team.given((Path(directory) / CONFIG_NAME).exists()):
             student = student_of(self.teacher.config)
         super().__init__(directory, source, config, student, device, workers=workers)
 

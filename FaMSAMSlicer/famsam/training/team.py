@@ -1,13 +1,22 @@
-"""Several processes that train one network together, as ``torchrun`` starts them; one process is a team of one."""
+"""Several processes that train one network together, as ``torchrun`` starts them; one process is a team of one.
+
+The processes may be on several machines. What the leading process is told, and the run's folder that it sees, counts.
+"""
 
 from __future__ import annotations
 
+import io
 import os
-from typing import Tuple
+from pathlib import Path
+from typing import BinaryIO, List, Optional, Tuple, TypeVar, Union
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from ..errors import CheckpointError
+
+_T = TypeVar("_T")
 
 
 def join(device: torch.device) -> torch.device:
@@ -63,3 +72,32 @@ def told(value: float, device: torch.device) -> float:
     number = torch.tensor(value, device=device)
     dist.broadcast(number, 0)
     return float(number)
+
+
+def given(value: _T) -> _T:
+    """The leading process's value, of any kind."""
+    if part()[1] == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, 0)
+    return values[0]
+
+
+def file_of_leader(path: Path) -> Optional[Union[Path, BinaryIO]]:
+    """Where to read the file that the leading process sees at a path; None if it sees none.
+
+    Raises:
+        CheckpointError: the leading process sees none, and another one does; in all processes.
+    """
+    rank, count = part()
+    if count == 1:
+        return path if path.exists() else None
+    seen: List[bool] = [False] * count
+    dist.all_gather_object(seen, path.exists())
+    if any(seen) and not seen[0]:
+        raise CheckpointError(
+            f"Expected {path} where the leading process (rank 0) runs, got it on rank {seen.index(True)} only. Start "
+            "with that machine as node rank 0, copy the run's folder, or give another one."
+        )
+    content = given(path.read_bytes() if seen[0] and rank == 0 else None)
+    return None if content is None else io.BytesIO(content)

@@ -2,7 +2,7 @@
 
 A run lives in a folder: ``checkpoint.pt`` (resume), ``log.csv`` and ``curve.png`` (what happened), ``config.json``. It
 may be cut off at any time and goes on from its last checkpoint. Started by ``torchrun``, several processes train
-together, each on ``sizes`` crops a step; the folder must be one that all of them see.
+together, each on ``sizes`` crops a step; of several machines the folder of the first (node rank 0) counts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 import os
 import time
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +112,7 @@ class Trainer:
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         if config is None or model_config is None:
-            own_config, own_model_config = config_of_run(self.directory)
+            own_config, own_model_config = team.given(config_of_run(self.directory))
             config, model_config = config or own_config, model_config or own_model_config
         self.config = config
         self.device = device or torch.device("cpu")
@@ -133,8 +133,9 @@ class Trainer:
         self.smooth = _Smoothed()
         self.workers = workers
         self.pool = self._pool(source, self.config.seed)
-        if self.checkpoint_path.exists():
-            self._resume()
+        checkpoint = team.file_of_leader(self.checkpoint_path)
+        if checkpoint is not None:
+            self._resume(checkpoint)
         self.shared = team.shared(self.learner)
         if team.leads():
             text = json.dumps(self._settings(), indent=1)
@@ -288,8 +289,8 @@ class Trainer:
         torch.save(state, temporary)
         os.replace(temporary, self.checkpoint_path)
 
-    def _resume(self) -> None:
-        state = torch.load(self.checkpoint_path, map_location=self.device, weights_only=True)
+    def _resume(self, checkpoint: Union[Path, BinaryIO]) -> None:
+        state = torch.load(checkpoint, map_location=self.device, weights_only=True)
         try:
             model = {f"model.{name}": tensor for name, tensor in state["model"].items()}
             self.learner.load_state_dict({**model, **state.get("beside", {})})

@@ -1,4 +1,7 @@
-"""One of the processes that test_team starts by torchrun: a short run that leaves its gradients and parameters."""
+"""One of the processes that test_team starts by torchrun: a short run that leaves its gradients and parameters.
+
+    team_member.py FOLDER [STEPS]
+"""
 
 from __future__ import annotations
 
@@ -40,10 +43,10 @@ def source(size, dice):
     return Sample(image, torch.ones_like(labels, dtype=torch.bool), labels, [0, 0, 1])
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, steps: int = SHARED.steps) -> None:
     torch.set_num_threads(1)
     device = team.join(torch.device("cpu"))
-    trainer = Trainer(folder / "run", source, SHARED, MODEL, device)
+    trainer = Trainer(folder / "run", source, dataclasses.replace(SHARED, steps=steps), MODEL, device)
     rank, _ = team.part()
     trainer._gradients()
     torch.save({name: p.grad for name, p in trainer.model.named_parameters()}, folder / f"gradients{rank}.pt")
@@ -54,4 +57,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

@@ -1,9 +1,10 @@
-"""Two processes on one machine train as one process with the doubled batch."""
+"""Two processes, on one machine or on two, train as one process with the doubled batch."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,17 +18,39 @@ from team_member import ALONE, MODEL, SHARED, source
 
 MEMBER = Path(__file__).with_name("team_member.py")
 PACKAGE = Path(team.__file__).parents[2]
+SLOW_S = 240
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
     """The folder in which two processes have trained, started as a user would start them."""
     folder = tmp_path_factory.mktemp("pair")
-    environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*launcher, str(MEMBER), str(folder)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launched = launch(folder, "--standalone", "--nproc-per-node", "2")
+    _, errors = launched.communicate()
+    assert launched.returncode == 0, errors[-3000:]
     return folder
+
+
+def launch(folder, *options, steps=SHARED.steps):
+    """The launcher of a machine's processes."""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", *options, str(MEMBER), str(folder), str(steps)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def on_two_machines(folders, steps):
+    """What the launchers of two machines leave, each with its own folder: exit status and errors of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
+    started = [launch(f, *meeting, "--node-rank", str(n), steps=steps) for n, f in enumerate(folders)]
+    try:
+        errors = [one.communicate(timeout=SLOW_S)[1] for one in started]
+    finally:
+        for one in started:
+            one.kill()
+    return [one.returncode for one in started], errors
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +82,23 @@ def test_the_two_stay_the_same_and_one_of_them_writes(pair):
     resumed = Trainer(pair / "run", source)
     assert resumed.step == SHARED.steps
     torch.testing.assert_close(dict(resumed.model.named_parameters()), ends[0])
+
+
+def test_two_machines_that_share_no_folder_go_on_together(tmp_path):
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    for steps in (1, 3):
+        statuses, errors = on_two_machines(folders, steps)
+        assert statuses == [0, 0], errors[0][-2000:] + errors[1][-2000:]
+    ends = [torch.load(folder / f"parameters{n}.pt", weights_only=True) for n, folder in enumerate(folders)]
+    for name, parameter in ends[0].items():
+        torch.testing.assert_close(parameter, ends[1][name], rtol=0, atol=0)
+    assert Trainer(folders[0] / "run", source).step == 3
+    assert list((folders[1] / "run").iterdir()) == [], "the first machine writes"
+    statuses, errors = on_two_machines(folders[::-1], 4)
+    assert 0 not in statuses and all("copy the run's folder" in text for text in errors)
+    assert Trainer(folders[0] / "run", source).step == 3
 
 
 def test_each_thing_gets_its_own_dice_wherever_it_is():
