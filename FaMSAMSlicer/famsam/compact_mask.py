@@ -52,6 +52,11 @@ class CompactMask:
             return (0, 0, 0)
         return tuple(high - low for low, high in zip(*self.box_zyx))  # type: ignore[return-value]
 
+    @cached_property
+    def count(self) -> int:
+        """How many voxels are foreground."""
+        return int(np.count_nonzero(self.voxels()))
+
     def voxels(self) -> NDArray[np.bool_]:
         """The box's voxels, (z, y, x) bool, a new array."""
         size = self.box_size_zyx
@@ -108,6 +113,15 @@ class CompactMask:
         if both is None:
             return CompactMask.empty(self.size_zyx)
         return CompactMask.of(self.size_zyx, self.within(both) & other.within(both), both[0])
+
+    def overlaps(self, other: CompactMask, iou: float) -> bool:
+        """Whether intersection over union with another mask on the same grid is larger than ``iou``."""
+        both = intersect(self.box_zyx, other.box_zyx) if self.box_zyx and other.box_zyx else None
+        fewer, more = sorted((self.count, other.count))
+        if both is None or fewer <= iou * more:  # one within the other has fewer / more
+            return False
+        shared = np.count_nonzero(self.within(both) & other.within(both))
+        return bool(shared > iou * (fewer + more - shared))
 
     def changed_box(self, other: CompactMask) -> Optional[Box]:
         """The smallest box outside of which this mask and another on the same grid agree; None if they are equal."""

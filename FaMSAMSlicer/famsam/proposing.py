@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from .compact_mask import CompactMask
 from .errors import ConfigError
-from .geometry import Box, CanonicalFrame, box_slices, union
+from .geometry import Box, CanonicalFrame, box_slices
 from .model.prompt_maps import POSITIVE
 from .model.proposal_head import local_maxima, pick_seeds
 from .resample import CropBox
@@ -99,8 +99,7 @@ def candidates_of(segmenter: Segmenter, frame: CanonicalFrame, options: Proposal
     nothing = segmenter.start()
     for found in _distinct(scouted, options.closely, SAME_FOR_SCOUTS):
         prediction = segmenter.step(found.seed, nothing, nothing.mask)
-        large = prediction.mask.box_zyx is not None and prediction.mask.voxels().sum() >= options.least_voxels
-        if large and prediction.quality >= options.least_quality:
+        if prediction.mask.count >= options.least_voxels and prediction.quality >= options.least_quality:
             looked.append(_Found(prediction.quality, prediction.mask, found.seed))
     best = _distinct(looked, options.most, options.overlap)
     return [Candidate(found.mask, found.quality, frame) for found in best]
@@ -112,18 +111,9 @@ def _distinct(found: Sequence[_Found], most: int, overlap: float) -> List[_Found
     for one in sorted(found, key=lambda one: -one.quality):
         if len(kept) == most:
             break
-        if one.mask.box_zyx is not None and all(overlap_of(one.mask, other.mask) <= overlap for other in kept):
+        if one.mask.box_zyx is not None and not any(one.mask.overlaps(other.mask, overlap) for other in kept):
             kept.append(one)
     return kept
-
-
-def overlap_of(one: CompactMask, other: CompactMask) -> float:
-    """Intersection over union of two masks on the same grid; 0 if both are empty."""
-    box = union(one.box_zyx, other.box_zyx)
-    if box is None:
-        return 0.0
-    a, b = one.within(box), other.within(box)
-    return float((a & b).sum() / max(int((a | b).sum()), 1))
 
 
 def _views(segmenter: Segmenter, most: int) -> List[CropBox]:

@@ -66,6 +66,14 @@ def test_holds_what_it_was_made_of(case):
         assert len(mask.bits) == -(-mask.voxels().size // 8)
 
 
+@given(mask_pairs(), st.sampled_from([0.0, 0.25, 0.5, 2 / 3, 0.8, 1.0]))
+def test_counts_and_overlaps(pair, iou):
+    a, b = pair
+    either = (a | b).sum()
+    assert packed(a).count == a.sum()
+    assert packed(a).overlaps(packed(b), iou) == bool((a & b).sum() > iou * either)
+
+
 @given(masks_with_boxes())
 def test_a_part_of_the_grid_lands_at_its_origin(case):
     dense, box = case
