@@ -2,7 +2,7 @@
 distance maps are made of.
 
 A GPU does that in registers, in one Triton kernel; running minima there take many passes over the memory. Without
-Triton (it comes with PyTorch on Linux), and on a CPU, all pairs are written out, which is meant for small tensors.
+Triton 3 (it comes with PyTorch on Linux), and on a CPU, all pairs are written out, which is meant for small tensors.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+OLDEST_TRITON = 3
+"""Comes with PyTorch 2.4; an older one was never tried on a GPU, and its interpreter does not know enough to try it."""
 PAIRS_AT_ONCE = 4096
 """So many pairs of voxels one program compares."""
 
@@ -70,7 +72,9 @@ def _run_kernel(values: Tensor, axis: int, cost: Optional[Tensor]) -> None:
 @functools.cache
 def _kernel() -> Any:
     try:
+        import triton
+
         from .line_kernels import line_minimum
     except ImportError:
         return None
-    return line_minimum
+    return line_minimum if int(triton.__version__.split(".")[0]) >= OLDEST_TRITON else None
