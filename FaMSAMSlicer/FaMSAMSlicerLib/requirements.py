@@ -34,7 +34,7 @@ REQUIREMENTS = (
     Requirement("torch", "torch", 200),
     Requirement("einops", "einops>=0.7", 1),
     Requirement("safetensors", "safetensors>=0.4", 1),
-    Requirement("cc3d", "connected-components-3d>=3.10", 6),
+    Requirement("cc3d", "connected-components-3d>=3.12", 6),
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import secrets
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,6 +112,7 @@ def _with_slice_axis(ras_from_ijk: NDArray[np.float64], shape_xyz: Sequence[int]
 def _read_simpleitk(path: Path) -> StoredImage:
     import SimpleITK as sitk
 
+    _refuse_what_is_misread(path, sitk.Version_VersionString())
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
@@ -127,6 +129,19 @@ def _read_simpleitk(path: Path) -> StoredImage:
     if size_xyz[2:] == [1] and thickness.strip():  # ITK makes a lone slice 1 mm thick
         matrix[:3, 2] *= float(thickness) / np.linalg.norm(matrix[:3, 2])
     return StoredImage(sitk.GetArrayFromImage(image).reshape([*size_xyz, 1][2::-1]), matrix)
+
+
+def _refuse_what_is_misread(path: Path, version: str) -> None:
+    """Of an NRRD file in the space left-anterior-superior an old SimpleITK turns the wrong axis around."""
+    if path.suffix.lower() not in (".nrrd", ".nhdr") or tuple(map(int, re.findall(r"\d+", version)[:3])) >= (2, 5, 6):
+        return
+    with path.open("rb") as file:
+        header = re.split(rb"\r?\n\r?\n", file.read(1 << 16), maxsplit=1)[0]
+    if re.search(rb"^space:\s*(left-anterior-superior|LAS)\s*$", header, re.MULTILINE | re.IGNORECASE):
+        raise VolumeError(
+            f"{str(path)!r} is in the space left-anterior-superior, of which SimpleITK {version} confuses the sides; "
+            "update it (pip install -U SimpleITK), or save the scan as NIfTI"
+        )
 
 
 def _ras_from_ijk(image: Any) -> NDArray[np.float64]:

@@ -294,6 +294,21 @@ def test_nrrd_spaces(tmp_path, ramp_zyx, space, directions, origin, expected):
     np.testing.assert_array_equal(volume.voxels_zyx, ramp_zyx)
 
 
+def test_sides_that_an_old_library_confuses_are_not_guessed(tmp_path, ramp_zyx, monkeypatch):
+    header = (
+        "NRRD0004\ntype: short\ndimension: 3\nspace: {}\nsizes: 5 4 3\nspace directions: (1,0,0) (0,1,0) (0,0,1)\n"
+        "endian: little\nencoding: raw\nspace origin: (0,0,0)\n\n"
+    )
+    for space in ("left-anterior-superior", "RAS"):
+        path = tmp_path / f"{space}.nrrd"
+        path.write_bytes(header.format(space).encode() + ramp_zyx.astype("<i2").tobytes())
+        read_volume(path)
+    monkeypatch.setattr("SimpleITK.Version_VersionString", lambda: "2.5.3")
+    read_volume(tmp_path / "RAS.nrrd")
+    with pytest.raises(VolumeError, match=r"SimpleITK 2\.5\.3 confuses the sides; update it"):
+        read_volume(tmp_path / "left-anterior-superior.nrrd")
+
+
 def test_numpy_files(tmp_path, ramp_zyx):
     np.savez(tmp_path / "image.npz", voxels_zyx=ramp_zyx, ras_from_ijk=TILTED)
     np.save(tmp_path / "image.npy", ramp_zyx)
