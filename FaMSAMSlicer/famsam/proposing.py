@@ -45,7 +45,7 @@ class ProposalOptions:
     least_promise: float = 0.1
     """Places for which the head promises a smaller IoU are not scouted."""
     least_quality: float = 0.25
-    """Candidates of which the model predicts a smaller IoU are left out; none of those was ever seen to be right."""
+    """Candidates of which the model predicts a smaller IoU are left out; in the development scans none was right."""
     overlap: float = 0.6
     """Of two candidates that overlap (IoU) by more, the better one stays."""
     least_voxels: int = 20
