@@ -8,10 +8,11 @@ SHARED_THREADS = OMP_NUM_THREADS=2
 
 .PHONY: demo view test engine-test slicer-test viewer-test lint clean
 
-# One click on the sample and a picture of what it found; then, where there is a screen, the page to go on clicking.
+# Three clicks on the sample and a picture of what they found; then, where there is a screen, the page to go on clicking.
 demo: $(VENV)/.demo
 	mkdir -p out
-	$(VENV)/bin/famsam segment sample -o out/ventricle.nii.gz --point=10,-15,24 --picture out/ventricle.png
+	$(VENV)/bin/famsam segment sample -o out/ventricle.nii.gz --point=10,-15,24 --point=22,-38,18 --point=4,10,12 \
+		--picture out/ventricle.png
 	$(VENV)/bin/famsam view --if-screen
 
 # The page alone, or with a scan of one's own: `make view SCAN=scan.nii.gz`; without a screen it prints the address.

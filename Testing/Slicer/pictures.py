@@ -130,6 +130,7 @@ def draw_panels(folder: Path) -> None:
 def main(folder: Path) -> None:
     """Lends the other Python this one's packages, as the tests do."""
     sys.path.insert(0, str(HERE.parents[1] / "FaMSAMSlicer"))
+    folder.mkdir(parents=True, exist_ok=True)
     draw_panels(folder)
     run = "import sys; sys.path.append(sys.argv[1]); from pathlib import Path; import pictures; "
     run += "pictures.draw(Path(sys.argv[2]))"
