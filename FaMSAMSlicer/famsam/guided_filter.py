@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .geometry import Box, Grid, bounding_box, box_slices
 from .pieces import pieces_of
-from .resample import CPU, CropBox, extract_crop, logit_blocks, sample_logits
+from .resample import CPU, CropBox, copy_as_floats, extract_crop, logit_blocks, sample_logits
 
 SMOOTHNESS = 0.1
 """The filter's epsilon, in units of the intensities' variance at the border: fits to contrasts below a third of their
@@ -87,7 +87,7 @@ def _evaluated(
         return (offset.addcmul_(slope, intensities.sub_(mean)) > 0).cpu().numpy()
     mask_zyx = torch.empty(part.shape, dtype=torch.bool)
     for rows, (slope, offset) in logit_blocks((slope_mmm, offset_mmm), grid, cube, region):
-        intensities = torch.from_numpy(part[rows].astype(np.float32))
+        intensities = copy_as_floats(part[rows], torch.empty(slope.shape))
         torch.gt(offset.addcmul_(slope, intensities.sub_(mean)), 0, out=mask_zyx[rows])
     return mask_zyx.numpy()
 

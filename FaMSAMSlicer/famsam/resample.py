@@ -220,6 +220,21 @@ def logit_blocks(
         yield parts[0][0], [block for _, block in parts]
 
 
+_KNOWN_TO_TORCH = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+
+
+def copy_as_floats(array: NDArray[Any], target: Tensor) -> Tensor:
+    """Copy numbers of any type into a float32 tensor of the same shape on the CPU, which is returned.
+
+    By PyTorch, which uses all threads, where it can look at the array as it lies.
+    """
+    plain = array.dtype.isnative and array.dtype.name in _KNOWN_TO_TORCH and array.flags.writeable
+    if plain and all(stride >= 0 and stride % array.itemsize == 0 for stride in array.strides):
+        return target.copy_(torch.from_numpy(array))
+    np.copyto(target.numpy(), array, casting="unsafe")
+    return target
+
+
 class _Taps(NamedTuple):
     """Weights along one axis: output row r is the sum over t of ``weights_rt[r, t] * input[index_rt[r, t]]``."""
 
@@ -331,16 +346,16 @@ def _blocks(array_abc: NDArray[Any], taps_abc: Sequence[_Taps]) -> Iterator[Tupl
     spans = [(int(taps_a.index_rt[rows].min()), int(taps_a.index_rt[rows].max()) + 1) for rows in blocks]
     most = max(high - low for low, high in spans)
     planes = torch.empty((most, n_b, n_c))
-    index_b = np.arange(most)[:, None, None] * n_b + taps_b.index_rt
+    index_b, weights_b = _bags(np.arange(most)[:, None, None] * n_b + taps_b.index_rt, taps_b.weights_rt)
     weights_c = list(_column_weights(taps_c))
     for rows, (low, high) in zip(blocks, spans):
-        np.copyto(planes.numpy()[: high - low], array[low:high], casting="unsafe")
+        count_b = (high - low) * rows_b
         index_a = (taps_a.index_rt[rows, None] - low) * rows_b + np.arange(rows_b)[:, None]
-        part = planes[: high - low].flatten(0, 1)
+        part = copy_as_floats(array[low:high], planes[: high - low]).flatten(0, 1)
         if rows_c > n_c:  # what grows grows late, but products with few columns are slow
             part = _columns(part, weights_c, rows_c)
-        part = _row_sums(part, index_b[: high - low], taps_b.weights_rt)
-        part = _row_sums(part, index_a, taps_a.weights_rt[rows, None])
+        part = _row_sums(part, index_b[:count_b], weights_b[:count_b])
+        part = _row_sums(part, *_bags(index_a, taps_a.weights_rt[rows, None]))
         if rows_c <= n_c:
             part = _columns(part, weights_c, rows_c)
         yield rows, part.unflatten(0, (-1, rows_b))
@@ -354,11 +369,15 @@ def _columns(table: Tensor, weights_c: Sequence[Tuple[slice, slice, Tensor]], ro
     return result
 
 
-def _row_sums(table: Tensor, index: NDArray[np.int64], weights: NDArray[np.float32]) -> Tensor:
-    """(N, c): weighted sums of rows of a table (M, c), as many as there are in the last axis of index and weights."""
-    number = index.shape[-1]
-    of_each = torch.from_numpy(np.broadcast_to(weights, index.shape).astype(np.float32, order="C")).view(-1, number)
-    return F.embedding_bag(torch.from_numpy(index).view(-1, number), table, mode="sum", per_sample_weights=of_each)
+def _bags(index: NDArray[np.int64], weights: NDArray[np.float32]) -> Tuple[Tensor, Tensor]:
+    """What ``_row_sums`` takes, (N, t) each; the weights are broadcast to the index."""
+    of_each = np.broadcast_to(weights, index.shape).astype(np.float32, order="C")
+    return torch.from_numpy(index).flatten(0, -2), torch.from_numpy(of_each).flatten(0, -2)
+
+
+def _row_sums(table: Tensor, index_Nt: Tensor, weights_Nt: Tensor) -> Tensor:
+    """(N, c): weighted sums of t rows each of a table (M, c)."""
+    return F.embedding_bag(index_Nt, table, mode="sum", per_sample_weights=weights_Nt)
 
 
 def _column_weights(taps: _Taps) -> Iterator[Tuple[slice, slice, Tensor]]:

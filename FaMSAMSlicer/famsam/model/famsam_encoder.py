@@ -12,7 +12,6 @@ import math
 from dataclasses import dataclass
 from typing import List, Optional, Sequence, Tuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -24,6 +23,8 @@ from .attention import AttentionPattern, sparse_attention
 
 PIECE_VOXELS = 2**16
 """So many voxels at a time pass through the steps of the equalisation."""
+RANKING_BINS = 4096
+"""Of equal width, of which one is sorted to find the value of a rank."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def activated(x: Tensor) -> Tensor:
 
 def added(x: Tensor, other: Tensor) -> Tensor:
     """The sum; where nothing is learnt, in the place of ``x``, which must not be needed any more."""
-    return x + other if x.requires_grad or x.dtype != other.dtype else x.add_(other)
+    return x + other if x.requires_grad or x.dtype != torch.result_type(x, other) else x.add_(other)
 
 
 class Stem(nn.Module):
@@ -272,21 +273,30 @@ def contrast_limited_equalisation(
         limited = histogram.clamp_max(clip_limit * histogram.sum() / bins)
         curve = torch.cat([limited.new_zeros(1), limited.cumsum(0)])
         curve = curve / curve[-1] * 2 - 1
-        steps = curve.diff()
+        # Start and slope of a bin in one look at the table, which takes as long as the arithmetic.
+        bins_2 = torch.stack([curve[:-1], curve.diff()], dim=1).view(torch.int64)[:, 0]
         for part, within, goal in zip(_pieces(crop), _pieces(inside), _pieces(target)):
             position = part.float().sub(low).mul_(per_unit).clamp_(0, bins - 1e-3)
-            index = position.int()
-            mapped = position.frac_().mul_(steps.index_select(0, index)).add_(curve.index_select(0, index))
+            start, slope = bins_2.index_select(0, position.int()).view(curve.dtype).view(-1, 2).unbind(1)
+            mapped = position.frac_().mul_(slope).add_(start)
             goal.copy_(mapped if whole else torch.where(within, mapped, goal))
     return out
 
 
 def _ranked(values_N: Tensor, first: int, second: int) -> Tuple[Tensor, Tensor]:
-    """Those two of the sorted values; on a CPU NumPy finds both at once in the time that PyTorch takes for one."""
-    if values_N.device.type == "cpu":
-        ranked_N = np.partition(values_N.numpy(), (first, second))
-        return torch.tensor(ranked_N[first]), torch.tensor(ranked_N[second])
-    return values_N.kthvalue(1 + first).values, values_N.kthvalue(1 + second).values
+    """Those two of the sorted values, of which a CPU sorts only the ones near by."""
+    if values_N.device.type != "cpu":
+        return values_N.kthvalue(1 + first).values, values_N.kthvalue(1 + second).values
+    low, high = values_N.min(), values_N.max()
+    share_N = values_N.sub(low).mul_((RANKING_BINS - 1) / (high - low).clamp_min(1e-30))
+    bin_N = share_N.int().clamp_(0, RANKING_BINS - 1)
+    up_to = torch.bincount(bin_N, minlength=RANKING_BINS).cumsum(0)
+    found = []
+    for rank in (first, second):
+        among = int((up_to <= rank).sum())
+        before = int(up_to[among - 1]) if among else 0
+        found.append(values_N[bin_N == among].kthvalue(1 + rank - before).values)
+    return found[0], found[1]
 
 
 def _pieces(x: Tensor) -> Sequence[Tensor]:

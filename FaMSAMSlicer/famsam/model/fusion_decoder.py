@@ -10,7 +10,8 @@ Shape legend: B batch, N prompts, C channels, K maps, M masks, z y x voxels of t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional, Sequence, Tuple
+from functools import partial
+from typing import Callable, List, Optional, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -159,10 +160,9 @@ class FusionDecoder(nn.Module):
             logits at stride 2 (B, M, z, y, x), predicted IoU in 0..1 (B, M).
         """
         dtype = given.features4.dtype
-        maps2 = self._maps_stride2(given.image2, points_BN3, labels_BN, mask_logits_B1zyx)
-        # Sums of two layouts take ten times as long. (Two steps, since one that does both is slow.)
-        maps2 = maps2.to(dtype).contiguous(memory_format=torch.channels_last_3d)
-        folded, fine_maps = self.fold(maps2).split([FOLDED_MAPS, self.fold.out_channels - FOLDED_MAPS], dim=1)
+        previous8 = None if mask_logits_B1zyx is None else _fold(mask_logits_B1zyx.float().clamp(-6, 6))
+        maps2 = self._maps_stride2(given.image2, points_BN3, labels_BN, previous8)
+        folded_BzyxK, fine_maps = self._folded(maps2, dtype)
         points4 = points_BN3 / 4 - 0.375
         clicks_KBN = torch.stack(prompt_maps.point_masks(labels_BN))
         newest_KBN = torch.stack(prompt_maps.point_masks(only_newest(labels_BN))) if self.newest else None
@@ -176,11 +176,11 @@ class FusionDecoder(nn.Module):
             near = [prompt_maps.distance_map(points4, clicks_BN, size, DISTANCE_REACH) for clicks_BN in clicks_KBN]
             spread.append(torch.stack(near))
         spread_BzyxK = torch.cat(spread).movedim(0, -1).to(dtype)
-        maps4 = torch.cat([folded.movedim(1, -1), spread_BzyxK], dim=-1).movedim(-1, 1)
+        maps4 = torch.cat([folded_BzyxK, spread_BzyxK], dim=-1).movedim(-1, 1)
         maps8 = channels_last(halved(maps4))
 
         x4 = activated(added(self.maps4(maps4), given.features4))
-        x8 = self.first8(added(self.maps8(maps8), given.features8) + self.down4(x4))
+        x8 = self.first8(added(added(self.maps8(maps8), given.features8), self.down4(x4)))
         x16 = given.features16 + self.maps16(channels_last(halved(maps8))) + self.down8(x8)
         for block in self.blocks16:
             x16 = block(x16)
@@ -190,9 +190,8 @@ class FusionDecoder(nn.Module):
 
         start, stop, _ = chosen.indices(self.mask_count)
         folded_logits = F.conv3d(fine, self.masks.weight[: 8 * stop], self.masks.bias[: 8 * stop])  # type: ignore[index]
-        if self.kept_share is not None and mask_logits_B1zyx is not None:
-            previous = _fold(mask_logits_B1zyx.clamp(-6, 6)).repeat(1, stop, 1, 1, 1)
-            folded_logits = folded_logits + self.kept_share * previous
+        if self.kept_share is not None and previous8 is not None:
+            folded_logits = folded_logits + self.kept_share * previous8.repeat(1, stop, 1, 1, 1)
         # Pooled over the first mask whichever are asked for: a mask's quality does not depend on the choice.
         pooled = _foreground_means((fine, x8, x16), folded_logits[:, :8])
         return _unfold(folded_logits[:, 8 * start :]), self.quality(pooled).sigmoid()[:, chosen]
@@ -219,41 +218,67 @@ class FusionDecoder(nn.Module):
         return given.paths.distance(costs_VB3zyx, points_BN3, chosen_KBN), newest
 
     def _maps_stride2(
-        self, smooth2_BZYX: Tensor, points_BN3: Tensor, labels_BN: Tensor, mask_logits_B1zyx: Optional[Tensor]
-    ) -> Tensor:
-        points = points_BN3 / 2 - 0.25
-        maps = []
+        self, smooth2_BZYX: Tensor, points_BN3: Tensor, labels_BN: Tensor, previous8_B8zyx: Optional[Tensor]
+    ) -> List[Optional[Tensor]]:
+        """The inputs of ``fold``, each of them folded (B, 8, z, y, x); None for one that is 0, if that is known."""
+        points, size = points_BN3 / 2 - 0.25, tuple(smooth2_BZYX.shape[1:])
+        maps: List[Optional[Tensor]] = []
+
+        def add(some_B: Tensor, make: Callable[[], Tensor]) -> None:
+            known_0 = not some_B.is_cuda and bool(maps) and not bool(some_B.any())
+            maps.append(None if known_0 else _fold(make()[:, None]))
+
         for chosen in prompt_maps.point_masks(labels_BN):
-            maps.append(prompt_maps.ball_map(points, chosen, tuple(smooth2_BZYX.shape[1:])))
-            maps.append(prompt_maps.intensity_likeness(smooth2_BZYX, points, chosen))
-        if mask_logits_B1zyx is None:
-            maps += [torch.zeros_like(maps[0]), torch.zeros_like(maps[0])]
+            add(chosen, partial(prompt_maps.ball_map, points, chosen, size))
+            add(chosen, partial(prompt_maps.intensity_likeness, smooth2_BZYX, points, chosen))
+        if previous8_B8zyx is None:
+            maps += [None, None]
         else:
-            previous = mask_logits_B1zyx[:, 0].to(maps[0].dtype)
-            maps += [previous.clamp(-6, 6) / 6, torch.ones_like(maps[0])]
-        maps.append(prompt_maps.box_map(points, labels_BN, tuple(smooth2_BZYX.shape[1:])))
+            maps += [previous8_B8zyx / 6, torch.ones_like(previous8_B8zyx)]
+        add(labels_BN == prompt_maps.BOX_LOWER, partial(prompt_maps.box_map, points, labels_BN, size))
         if self.newest:
             for chosen in prompt_maps.point_masks(only_newest(labels_BN)):
-                maps.append(prompt_maps.ball_map(points, chosen, tuple(smooth2_BZYX.shape[1:])))
-        return torch.stack(maps, dim=1)
+                add(chosen, partial(prompt_maps.ball_map, points, chosen, size))
+        return maps
+
+    def _folded(self, maps: Sequence[Optional[Tensor]], dtype: torch.dtype) -> Tuple[Tensor, Tensor]:
+        """``fold`` of maps that are folded already, as the product of matrices that it is then.
+
+        Returns:
+            the maps (B, z, y, x, FOLDED_MAPS) and the features (B, C, z, y, x) that it makes of them.
+        """
+        some = [(weight, folded) for weight, folded in zip(self.fold.weight.unbind(1), maps) if folded is not None]
+        planes_BKzyx = torch.cat([folded.to(dtype) for _, folded in some], dim=1)
+        planes_BVK = planes_BKzyx.flatten(2).transpose(1, 2)
+        weight_OK, bias_O = torch.cat([weight.flatten(1) for weight, _ in some], dim=1), self.fold.bias
+        if len(planes_BVK) == 1:  # only so a CPU multiplies the planes as they lie
+            made_BVO = F.linear(planes_BVK[0], weight_OK, bias_O)[None]
+        else:
+            made_BVO = F.linear(planes_BVK, weight_OK, bias_O)
+        maps_BzyxK, features_BzyxC = (
+            part.contiguous().unflatten(1, planes_BKzyx.shape[2:])  # sums with a part of a tensor are slow
+            for part in (made_BVO[..., :FOLDED_MAPS], made_BVO[..., FOLDED_MAPS:])
+        )
+        return maps_BzyxK, features_BzyxC.movedim(-1, 1)
 
     def _similarity_maps(self, similarity_BDzyx: Tensor, points_BN3: Tensor, chosen_KBN: Tensor) -> Tensor:
         """exp(-s (1 - cosine)) to the most similar of the chosen clicks, (K, B, z, y, x)."""
         at_clicks_BND = prompt_maps.gather_points(similarity_BDzyx, points_BN3)
+        if not chosen_KBN.is_cuda:
+            some_N = chosen_KBN.any(dim=0).any(dim=0)
+            at_clicks_BND, chosen_KBN = at_clicks_BND[:, some_N], chosen_KBN[:, :, some_N]
+        with torch.autocast(similarity_BDzyx.device.type, enabled=False):  # casts take longer than the product
+            cosine_BNzyx = torch.einsum("bnd,bdzyx->bnzyx", at_clicks_BND, similarity_BDzyx).float()
         maps = []
         for which_BN in chosen_KBN:
-            some_N = slice(None) if which_BN.is_cuda else which_BN.any(dim=0).nonzero()[:, 0]
-            which_BN = which_BN[:, some_N]
-            if which_BN.shape[1] == 0:
+            if which_BN.is_cuda or (len(which_BN) > 1 and bool(which_BN.any())):
+                best = cosine_BNzyx.masked_fill(~which_BN[:, :, None, None, None], -1.0).amax(dim=1)
+                missing = ~which_BN.any(dim=1)[:, None, None, None]
+                maps.append(torch.exp(self.similarity_scale * (best - 1.0)).masked_fill(missing, 0.0))
+            elif bool(which_BN.any()):
+                maps.append(torch.exp(self.similarity_scale * (cosine_BNzyx[:, which_BN[0]].amax(dim=1) - 1.0)))
+            else:
                 maps.append(torch.zeros_like(similarity_BDzyx[:, 0], dtype=torch.float32))
-                continue
-            with torch.autocast(similarity_BDzyx.device.type, enabled=False):  # casts take longer than the product
-                cosine_BNzyx = torch.einsum("bnd,bdzyx->bnzyx", at_clicks_BND[:, some_N], similarity_BDzyx)
-            if which_BN.is_cuda or not bool(which_BN.all()):
-                cosine_BNzyx = cosine_BNzyx.masked_fill(~which_BN[:, :, None, None, None], -1.0)
-            missing = ~which_BN.any(dim=1)[:, None, None, None]
-            best = cosine_BNzyx.amax(dim=1).float()
-            maps.append(torch.exp(self.similarity_scale * (best - 1.0)).masked_fill(missing, 0.0))
         return torch.stack(maps)
 
 

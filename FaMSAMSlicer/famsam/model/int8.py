@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 WORTHWHILE_SPEEDUP = 1.3
 """A convolution in int8 must be this much faster than in the next best precision."""
+SMALL_PRODUCT = 2**23
+"""A linear layer of fewer multiplications is as fast in floats, since its input need not be quantised."""
 TOLERATED_ERROR = 0.02
 """Relative L2 error that 8 bits may cost one layer; more means that the operator is not what it is taken for."""
 
@@ -70,7 +72,7 @@ class Conv3d(nn.Conv3d):
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` that computes in int8 once ``pack`` was called, unless gradients are wanted."""
+    """``nn.Linear`` that computes in int8 once ``pack`` was called, unless gradients are wanted or there is little to do."""
 
     _packed: Optional[_Packed] = None
 
@@ -81,7 +83,8 @@ class Linear(nn.Linear):
         self._packed = (reordered, scales, torch.zeros_like(scales, dtype=torch.int64), _plain(self.bias))
 
     def forward(self, input: Tensor) -> Tensor:
-        if self._packed is None or _learns(self.weight, input):
+        small = input.numel() * self.out_features < SMALL_PRODUCT
+        if self._packed is None or small or _learns(self.weight, input):
             return super().forward(input)
         rows = input.float().reshape(-1, input.shape[-1])  # older versions of the operator lose further axes
         return self.product(*quantised(rows)).view(*input.shape[:-1], -1)

@@ -43,13 +43,14 @@ def ball_map(points_BN3: Tensor, chosen_BN: Tensor, size_zyx: Tuple[int, ...], v
         return ball_map_at_once(points_BN3, chosen_BN, size_zyx, variance)
     reach = math.ceil(4 * math.sqrt(variance))
     ball = torch.zeros((len(points_BN3), *size_zyx), device=points_BN3.device)
+    along = torch.arange(max(size_zyx), device=points_BN3.device, dtype=torch.float32)
+    shares_BN3 = torch.exp((along - points_BN3.float()[..., None]).square_() / -variance)
     for b, n in chosen_BN.nonzero().tolist():
         window, shares = [b], []
-        for at, size in zip(points_BN3[b, n].tolist(), size_zyx):
+        for at, size, share in zip(points_BN3[b, n].tolist(), size_zyx, shares_BN3[b, n]):
             low, high = max(0, math.floor(at) - reach), min(size, math.ceil(at) + reach + 1)
-            near = torch.arange(low, max(low, high), device=points_BN3.device, dtype=torch.float32)
             window.append(slice(low, max(low, high)))
-            shares.append(torch.exp((near - at) ** 2 / -variance))
+            shares.append(share[window[-1]])
         z, y, x = shares
         part = ball[tuple(window)]
         torch.maximum(part, (z[:, None, None] * y[:, None]) * x, out=part)
@@ -82,12 +83,14 @@ def intensity_likeness(smooth_BZYX: Tensor, points_BN3: Tensor, chosen_BN: Tenso
     if not some_N:  # an exponential function that ends at 0 takes ten times as long
         return torch.zeros_like(smooth_BZYX)
     at_clicks_BN = gather_points(smooth_BZYX[:, None], points_BN3)[..., 0]
-    difference = torch.full_like(smooth_BZYX, FAR)
+    least: Optional[Tensor] = None
     for n in some_N:
-        candidate = (smooth_BZYX - at_clicks_BN[:, n, None, None, None]).abs_()
-        candidate += torch.where(chosen_BN[:, n], 0.0, FAR)[:, None, None, None]
-        difference = torch.minimum(difference, candidate)
-    return difference.mul_(-sharpness).exp_()
+        difference = (smooth_BZYX - at_clicks_BN[:, n, None, None, None]).abs_()
+        if not bool(chosen_BN[:, n].all()):  # not of every item
+            difference += torch.where(chosen_BN[:, n], 0.0, FAR)[:, None, None, None]
+        least = difference if least is None else torch.minimum(least, difference)
+    assert least is not None
+    return least.mul_(-sharpness).exp_()
 
 
 def intensity_likeness_at_once(
