@@ -188,9 +188,10 @@ def test_a_crop_beside_the_scan_is_empty():
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int16", ">i2", "uint16", "int32", "int64", "float32", "float64", "bool"])
-def test_any_number_type_and_a_read_only_array(dtype):
+@pytest.mark.parametrize("writeable", [True, False])
+def test_any_number_type_and_a_read_only_array(dtype, writeable):
     voxels = (noise(CT_LIKE.size_zyx) > 0).astype(dtype)
-    voxels.flags.writeable = False
+    voxels.flags.writeable = writeable
     box = CropBox((9, 11, 13), 1, size=10)
     torch.testing.assert_close(
         extract_crop(voxels, CT_LIKE, box)[0], extract_crop(voxels.astype(np.float32), CT_LIKE, box)[0]

@@ -72,7 +72,7 @@ class Conv3d(nn.Conv3d):
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` that computes in int8 once ``pack`` was called, unless gradients are wanted or there is little to do."""
+    """``nn.Linear`` that computes in int8 once ``pack`` was called, unless gradients are wanted or the work is little."""
 
     _packed: Optional[_Packed] = None
 
@@ -205,7 +205,7 @@ def _samples(size: int) -> Sequence[Tuple[Any, Tensor]]:
     dice = torch.Generator().manual_seed(0)
     crop = F.silu(torch.randn(1, 64, size, size, size, generator=dice))
     crop = crop.contiguous(memory_format=torch.channels_last_3d)
-    tokens = torch.randn(1, 64, 256, generator=dice) + 1
+    tokens = torch.randn(1, max(64, SMALL_PRODUCT // (256 * 64)), 256, generator=dice) + 1
     return [(Conv3d(64, 64, 3, padding=1), crop), (Linear(256, 64), tokens)]
 
 

@@ -11,7 +11,7 @@ from famsam.errors import ConfigError
 from famsam.model import build_model, with_attention
 from famsam.model.attention import AttentionPattern
 from famsam.model.famsam import SPARSE, Famsam, FamsamConfig
-from famsam.model.famsam_encoder import TransformerBlock, contrast_limited_equalisation, halving
+from famsam.model.famsam_encoder import TransformerBlock, _ranked, contrast_limited_equalisation, halving
 from famsam.model.fusion_decoder import added_doubled, channels_last, halved
 
 SMALL = FamsamConfig(
@@ -359,6 +359,22 @@ def test_equalisation_of_large_values_and_one_outlier():
     spoiled = contrast_limited_equalisation(crop, everywhere(crop))
     rest = crop < 1e6
     torch.testing.assert_close(spoiled[rest], plain[rest], atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("values", ["noise", "integers", "one outlier", "one value", "two values", "huge"])
+def test_values_of_a_rank_are_those_of_sorting(values):
+    noise = torch.randn(5000, generator=torch.Generator().manual_seed(3))
+    given = {
+        "noise": noise,
+        "integers": (3 * noise).round(),
+        "one outlier": torch.cat([noise, torch.tensor([1e7])]),
+        "one value": torch.full((50,), -7.0),
+        "two values": (noise > 1).float(),
+        "huge": noise.sign() * 3e38,
+    }[values]
+    in_order = given.sort().values
+    for ranks in ((0, len(given) - 1), (5, len(given) - 6), (len(given) // 2,) * 2):
+        assert [float(value) for value in _ranked(given, *ranks)] == [float(in_order[rank]) for rank in ranks]
 
 
 def test_equalisation_of_each_item_by_itself():

@@ -15,6 +15,11 @@ needs_operators = pytest.mark.skipif(not int8.usable(), reason="this PyTorch or 
 SMALL = FamsamConfig(stem_channels=(8, 16, 32, 16), token_channels=64, depth=2, decoder_channels=(16, 32, 64))
 
 
+@pytest.fixture(autouse=True)
+def no_product_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "SMALL_PRODUCT", 0)
+
+
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
@@ -69,6 +74,17 @@ def test_linear() -> None:
     layer.pack()
     assert 0 < relative_error(layer(x), exact) < 0.02
     assert layer(x.bfloat16()).dtype == torch.float32
+
+
+@needs_operators
+def test_a_small_product_is_computed_in_floats(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = int8.Linear(16, 4).requires_grad_(False)
+    few, many = torch.randn(3, 16), torch.randn(4, 16)
+    exact = layer(few), layer(many)
+    layer.pack()
+    monkeypatch.setattr(int8, "SMALL_PRODUCT", 4 * 16 * 4)
+    assert torch.equal(layer(few), exact[0])
+    assert not torch.equal(layer(many), exact[1])
 
 
 @needs_operators
