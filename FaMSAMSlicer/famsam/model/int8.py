@@ -72,7 +72,7 @@ class Conv3d(nn.Conv3d):
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` that computes in int8 once ``pack`` was called, unless gradients are wanted or the work is little."""
+    """``nn.Linear`` that computes in int8 once ``pack`` was called, unless gradients are wanted or work is little."""
 
     _packed: Optional[_Packed] = None
 
