@@ -73,7 +73,7 @@ class ModelCaller:
         prior = None if prior is None else prior.to(model.device, torch.float32, non_blocking=on_gpu)
         points, labels = (t[None].to(model.device, non_blocking=on_gpu) for t in (points_N3, labels_N))
         with autocast(model.device, model.precision):
-            logits, quality = model.decode(embedding, points, labels, prior, *[True] * several)
+            logits, quality = model.decode(embedding, points, labels, prior, several)
         best_1 = quality[0].argmax(keepdim=True)  # stays where it is: a look at the number would wait for a GPU
         logits, quality = logits.index_select(1, best_1).float(), quality[0].index_select(0, best_1).float()
         if model.device.type != "cpu":
