@@ -106,11 +106,12 @@ def _drop_crumbs(mask_zyx: NDArray[np.bool_], region: Box, logits_nnn: Tensor, v
     piece_N = pieces_zyx.ravel()[places_N]
     small = np.bincount(piece_N, minlength=count + 1) < CRUMB
     places_N, piece_N = places_N[small[piece_N]], piece_N[small[piece_N]]
-    held_zyx, last_3 = mask_zyx & positive, np.array(mask_zyx.shape) - 1
+    last_3 = np.array(mask_zyx.shape) - 1
     places_N3 = np.stack(np.unravel_index(places_N, mask_zyx.shape), axis=1)
     belongs_N = np.zeros(len(places_N), dtype=bool)  # to a piece that holds positive logits
     for step_3 in itertools.product((-1, 0, 1), repeat=3):
-        belongs_N |= held_zyx[tuple((places_N3 + step_3).clip(0, last_3).T)]
+        beside = tuple((places_N3 + step_3).clip(0, last_3).T)
+        belongs_N |= mask_zyx[beside] & positive[beside]
     small[piece_N[belongs_N]] = False
     np.put(mask_zyx, places_N[small[piece_N]], False)
 

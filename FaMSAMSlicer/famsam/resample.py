@@ -31,7 +31,7 @@ from .geometry import Box, Grid, Index3, bounding_box, intersect, memory_order
 CPU = torch.device("cpu")
 
 # Sizes of the pieces of work, as measured to be fastest on a CPU; any others give the same result.
-_ROWS = 16  # output rows along the slowest axis that are made at a time,
+_ROWS = 8  # output rows along the slowest axis that are made at a time,
 _VOXELS = 1 << 22  # or fewer, so that not many more voxels than these are floats at a time
 _COLUMNS = 16  # output columns along the fastest axis that are multiplied at a time: they fill a vector register
 
@@ -215,9 +215,13 @@ def logit_blocks(
 ) -> Iterator[Tuple[slice, List[Tensor]]]:
     """``sample_logits`` of several fields at once, a few planes at a time while they are in the cache: (planes of the
     region, float32 blocks)."""
-    taps = _logit_taps(fields_zyx[0].shape[0], grid, box, region_zyx)
-    for parts in zip(*(_blocks(field.numpy(), taps) for field in fields_zyx)):
-        yield parts[0][0], [block for _, block in parts]
+    n = fields_zyx[0].shape[0]
+    z, y, x = _logit_taps(n, grid, box, region_zyx)
+    # As one array in which the fields lie beside one another along y.
+    index = np.concatenate([y.index_rt + n * number for number in range(len(fields_zyx))])
+    beside = _Taps(index, np.tile(y.weights_rt, (len(fields_zyx), 1)))
+    for rows, block in _blocks(torch.cat(list(fields_zyx), dim=1).numpy(), (z, beside, x)):
+        yield rows, list(block.chunk(len(fields_zyx), dim=1))
 
 
 _KNOWN_TO_TORCH = ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")

@@ -160,7 +160,8 @@ class FusionDecoder(nn.Module):
             logits at stride 2 (B, M, z, y, x), predicted IoU in 0..1 (B, M).
         """
         dtype = given.features4.dtype
-        previous8 = None if mask_logits_B1zyx is None else _fold(mask_logits_B1zyx.float().clamp(-6, 6))
+        previous_B1zyx = None if mask_logits_B1zyx is None else mask_logits_B1zyx.float().clamp(-6, 6)
+        previous8 = None if previous_B1zyx is None else _fold(previous_B1zyx)
         maps2 = self._maps_stride2(given.image2, points_BN3, labels_BN, previous8)
         folded_BzyxK, fine_maps = self._folded(maps2, dtype)
         points4 = points_BN3 / 4 - 0.375
@@ -189,12 +190,15 @@ class FusionDecoder(nn.Module):
         fine = self.fine(added(added(x4, given.detail), fine_maps))
 
         start, stop, _ = chosen.indices(self.mask_count)
-        folded_logits = F.conv3d(fine, self.masks.weight[: 8 * stop], self.masks.bias[: 8 * stop])  # type: ignore[index]
-        if self.kept_share is not None and previous8 is not None:
-            folded_logits = folded_logits + self.kept_share * previous8.repeat(1, stop, 1, 1, 1)
+        folded_B8zyx = F.conv3d(fine, self.masks.weight[: 8 * stop], self.masks.bias[: 8 * stop])  # type: ignore[index]
+        logits_BMzyx = _unfold(folded_B8zyx[:, 8 * start :])
         # Pooled over the first mask whichever are asked for: a mask's quality does not depend on the choice.
-        pooled = _foreground_means((fine, x8, x16), folded_logits[:, :8])
-        return _unfold(folded_logits[:, 8 * start :]), self.quality(pooled).sigmoid()[:, chosen]
+        first_B1zyx = folded_B8zyx[:, :8].detach().float().mean(1, keepdim=True)
+        if self.kept_share is not None and previous_B1zyx is not None:
+            logits_BMzyx = logits_BMzyx + self.kept_share * previous_B1zyx
+            first_B1zyx = first_B1zyx + self.kept_share.detach() * halved(previous_B1zyx)
+        pooled = _foreground_means((fine, x8, x16), first_B1zyx)
+        return logits_BMzyx, self.quality(pooled).sigmoid()[:, chosen]
 
     def _geodesic_distances(
         self, given: DecoderInput, points_BN3: Tensor, chosen_KBN: Tensor, newest_KBN: Optional[Tensor]
@@ -349,13 +353,13 @@ def _fold(logits: Tensor) -> Tensor:
     return rearrange(logits, "b m (z i) (y j) (x l) -> b (m i j l) z y x", i=2, j=2, l=2)
 
 
-def _foreground_means(features: Sequence[Tensor], folded_logits_B8zyx: Tensor) -> Tensor:
+def _foreground_means(features: Sequence[Tensor], logits_B1zyx: Tensor) -> Tensor:
     """Means of several features over the mask's probability, the last ones' first, (B, C + C' + ...).
 
     Args:
-        features: (B, C, z, y, x) at the folded logits' scale, (B, C', z/2, y/2, x/2), and so on.
+        features: (B, C, z, y, x) at the logits' scale, (B, C', z/2, y/2, x/2), and so on.
     """
-    share = folded_logits_B8zyx.detach().float().mean(1, keepdim=True).sigmoid()
+    share = logits_B1zyx.sigmoid()
     means = []
     for number, features_BCzyx in enumerate(features):
         if number:
