@@ -48,6 +48,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/client.py
   famsam/compact_mask.py
   famsam/connection.py
+  famsam/contrast.py
   famsam/embeddings.py
   famsam/errors.py
   famsam/evaluation/__init__.py

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Iterator, Optional
+from typing import TYPE_CHECKING, Iterator, Optional, Tuple, Union
 
 if TYPE_CHECKING:
+    from .geometry import Index3
     from .model.base import Embedding
     from .resample import CropBox
+
+    Seen = Union[CropBox, Tuple[CropBox, Index3]]
+    """A view as it is, or in the contrast of what lies at a voxel (see ``contrast``)."""
 
 
 class Embeddings:
@@ -20,10 +24,10 @@ class Embeddings:
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._kept: OrderedDict[CropBox, Embedding] = OrderedDict()
+        self._kept: OrderedDict[Seen, Embedding] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, view: CropBox) -> Optional[Embedding]:
+    def get(self, view: Seen) -> Optional[Embedding]:
         """What is kept of a view."""
         with self._lock:
             found = self._kept.get(view)
@@ -31,7 +35,7 @@ class Embeddings:
                 self._kept.move_to_end(view)
             return found
 
-    def keep(self, view: CropBox, embedding: Embedding) -> None:
+    def keep(self, view: Seen, embedding: Embedding) -> None:
         """Keep what was made of a view."""
         with self._lock:
             self._kept[view] = embedding
@@ -46,7 +50,7 @@ class Embeddings:
     def __contains__(self, view: object) -> bool:
         return view in self._kept
 
-    def __iter__(self) -> Iterator[CropBox]:
+    def __iter__(self) -> Iterator[Seen]:
         with self._lock:
             return iter(tuple(self._kept))
 

@@ -144,4 +144,4 @@ def _seeds(view: CropBox, segmenter: Segmenter, options: ProposalOptions) -> Lis
     peaks_S = local_maxima(maps, options.per_view, allowed_N, options.least_promise)
     coarse_S, _ = pick_seeds(maps, math.ceil(2 / 3 * options.per_view), allowed_N, options.least_promise)
     chosen = dict.fromkeys([*peaks_S.tolist(), *coarse_S.tolist()])
-    return [Prompts(places_N3[index][None], (POSITIVE,)) for index in chosen]
+    return [Prompts(places_N3[index][None], (POSITIVE,), chosen=False) for index in chosen]

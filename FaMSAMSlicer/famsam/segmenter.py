@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Dict, Generator, List, Optional, Sequence, Tuple, TypeVar
+from typing import TYPE_CHECKING, Dict, Generator, List, Optional, Sequence, Tuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from torch import Tensor
 
 from .calling import ModelCaller
 from .compact_mask import CompactMask
+from .contrast import cut_around, intensity_at
 from .embeddings import Embeddings
-from .geometry import Box, Grid, bounding_box, box_slices, union
+from .geometry import Box, Grid, Index3, bounding_box, box_slices, union
 from .guided_filter import paste_guided
 from .model.base import Embedding, PromptableModel
 from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE, one_way, restrained
@@ -28,6 +29,9 @@ from .resample import CropBox, extract_crop, held_on, mask_to_crop, paste_logits
 from .tiling import Tiling, is_thin
 from .views import ViewChooser, ViewOptions, thickened
 from .volume import Volume
+
+if TYPE_CHECKING:
+    from .embeddings import Seen
 
 _T = TypeVar("_T")
 
@@ -44,7 +48,8 @@ class SegmenterOptions:
     looks: int = 4
     """At most so many views are followed for one prompt."""
     enough_trust: float = 0.65
-    """A structure that a first look shows whole, with at least this predicted IoU, needs no others."""
+    """A structure that a first look shows whole, with at least this predicted IoU, needs no others, and a full look at
+    it no other contrast."""
     wider_trust: float = 0.8
     """A wider view is taken if its predicted IoU is at least this share of the narrower one's."""
     closer_trust: float = 0.8
@@ -73,10 +78,12 @@ class Prompts:
     Attributes:
         points_zyx: (N, 3); a box is two points.
         labels: N of POSITIVE, NEGATIVE, BOX_LOWER, BOX_UPPER.
+        chosen: whether somebody chose these places: then what lies there is what the structure looks like.
     """
 
     points_zyx: NDArray[np.float64]
     labels: Tuple[int, ...]
+    chosen: bool = True
 
 
 @dataclass(frozen=True)
@@ -289,13 +296,21 @@ class Segmenter:
     def _look(
         self, view: CropBox, prompts: Prompts, previous: Prediction, size: int
     ) -> Generator[None, None, Tuple[Tensor, float]]:
-        """Logits (1, 1, n, n, n) and the predicted IoU of the object in a view, from a crop of that size."""
+        """Logits (1, 1, n, n, n) and the predicted IoU of the object in a view, from a crop of that size.
+
+        What one click shows and is hardly trusted is seen in the click's own contrast, too, and the mean counts.
+        """
         view = replace(view, spacing_mm=view.spacing_mm * view.size / size, size=size)
         embedding = yield from self._encoded(view)
         prior = self.prior(view, previous)
         alone = prior is None and prompts.labels == (POSITIVE,) and size == self.model.crop_size
         several = alone and self.model.several_at_first
         logits, quality = self.decode(embedding, view, prompts, prior, several)
+        if several and prompts.chosen and quality < self.options.enough_trust:
+            z, y, x = np.rint(prompts.points_zyx[-1]).astype(int).tolist()
+            embedding = yield from self._encoded(view, (z, y, x))
+            other, other_quality = self.decode(embedding, view, prompts, prior, several)
+            logits, quality = (logits + other) / 2, (quality + other_quality) / 2
         if self.model.one_way and prior is not None:
             newest = torch.tensor(prompts.labels[-1:])
             at = torch.from_numpy(view.points_to_crop(prompts.points_zyx[-1:], self.grid))
@@ -304,10 +319,10 @@ class Segmenter:
             logits = one_way(logits, prior, newest)
         return logits, quality
 
-    def _encoded(self, view: CropBox) -> Generator[None, None, Embedding]:
+    def _encoded(self, view: CropBox, around_zyx: Optional[Index3] = None) -> Generator[None, None, Embedding]:
         """The embedding of a view, with a halt if it was not there."""
-        known, timings = view in self._embeddings, self._timings
-        embedding = self.embedding(view)
+        known, timings = _seen(view, around_zyx) in self._embeddings, self._timings
+        embedding = self.embedding(view, around_zyx)
         if not known:
             yield
             self._timings = timings  # another prediction may have been made meanwhile
@@ -332,16 +347,20 @@ class Segmenter:
             return None
         return (PRIOR_LOGIT * (2 * share - 1))[None, None]
 
-    def embedding(self, view: CropBox) -> Embedding:
-        """What the encoder makes of a view, from the cache or anew."""
-        kept = self._embeddings.get(view)
+    def embedding(self, view: CropBox, around_zyx: Optional[Index3] = None) -> Embedding:
+        """What the encoder makes of a view, from the cache or anew; of its intensities around that of a voxel alone, if
+        one is given (see ``contrast``)."""
+        kept = self._embeddings.get(_seen(view, around_zyx))
         if kept is not None:
             return kept
         with _Clock(self._timings, "crop"):
-            crop = self._caller.normalise(*extract_crop(self._scan, self.grid, view))
+            crop, inside = extract_crop(self._scan, self.grid, view)
+            if around_zyx is not None:
+                crop = cut_around(crop, inside, intensity_at(self.voxels_zyx, around_zyx))
+            normalised = self._caller.normalise(crop, inside)
         with _Clock(self._timings, "encode"):
-            embedding = self._caller.encode(crop)
-        self._embeddings.keep(view, embedding)
+            embedding = self._caller.encode(normalised)
+        self._embeddings.keep(_seen(view, around_zyx), embedding)
         return embedding
 
     def decode(
@@ -502,6 +521,11 @@ def finished(steps: Generator[None, None, _T]) -> _T:
 
 def _no_timings() -> Dict[str, float]:
     return dict.fromkeys(("crop", "encode", "decode", "paste"), 0.0)
+
+
+def _seen(view: CropBox, around_zyx: Optional[Index3]) -> Seen:
+    """What ``Embeddings`` call that."""
+    return view if around_zyx is None else (view, around_zyx)
 
 
 class _Clock:

@@ -6,6 +6,7 @@ no weights. What is tested is therefore the choice of views, the coordinates, th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Optional, Tuple
 
 import edt
@@ -18,6 +19,7 @@ from famsam.geometry import Grid
 from famsam.model.base import Embedding, PromptableModel
 from famsam.model.famsam import Famsam
 from famsam.model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE, box_map, gather_points, point_masks
+from famsam.resample import CropBox
 from famsam.segmenter import Prompts, Segmenter, SegmenterOptions
 from famsam.views import ViewOptions
 from famsam.volume import Volume
@@ -504,6 +506,43 @@ def test_one_click_shows_the_most_trusted_alternative(scout_size):
     model.several_at_first = False
     run(Segmenter(model, volume), [(20, 30, 30)])
     assert not any(several for _, several in model.asked)
+
+
+class DoubtfulModel(AmbiguousModel):
+    """Trusts its alternatives little; what it is shown is remembered."""
+
+    trust = 0.5
+
+    def encode(self, crop_B1ZYX):
+        self.asked.append(float(crop_B1ZYX.std()))
+        return super().encode(crop_B1ZYX)
+
+    def decode(self, embedding, points_BN3, labels_BN, mask_logits_B1zyx=None, multimask=False):
+        logits, quality = super().decode(embedding, points_BN3, labels_BN, mask_logits_B1zyx, multimask)
+        return logits, quality * self.trust
+
+
+@pytest.mark.parametrize("trust, chosen, contrasts", [(0.5, True, 2), (0.5, False, 1), (1.0, True, 1)])
+def test_one_click_that_is_hardly_trusted_is_seen_in_its_own_contrast_too(trust, chosen, contrasts):
+    first, _, volume = two_balls()
+    volume.voxels_zyx[-3:] += 30000  # so that there is something to cut off
+    model = DoubtfulModel()
+    model.trust = trust
+    segmenter = Segmenter(model, volume)
+    nothing = segmenter.start()
+    prompts = Prompts(np.array([[20.0, 30.0, 30.0]]), (POSITIVE,), chosen)
+    one = segmenter.step(prompts, nothing, nothing.mask)
+    encoded = [asked for asked in model.asked if isinstance(asked, float)]
+    assert len(set(encoded)) == len(encoded) and len(encoded) % contrasts == 0
+    views = [seen for seen in segmenter._embeddings if isinstance(seen, CropBox)]
+    assert len(encoded) == contrasts * len(views), "every full look in as many contrasts"
+    assert one.quality == pytest.approx(0.8 * trust, abs=1e-6)
+    again = Segmenter(model, volume).step(prompts, nothing, nothing.mask)
+    np.testing.assert_array_equal(again.mask.dense(), one.mask.dense())
+    model.asked.clear()
+    two = replace(prompts, points_zyx=np.array([[20.0, 30.0, 30.0], [22.0, 30.0, 30.0]]), labels=(POSITIVE,) * 2)
+    segmenter.step(two, one, nothing.mask)
+    assert not any(isinstance(asked, float) for asked in model.asked), "a further click is seen as the scan is"
 
 
 class EagerModel(ThresholdModel):

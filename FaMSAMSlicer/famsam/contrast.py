@@ -1,0 +1,43 @@
+"""A second contrast to look in: intensities near that of a click keep theirs, all others are cut off.
+
+What is equalised then is the range in which the structure and its surroundings differ, whatever else the view holds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .geometry import Index3
+
+HALF_WIDTH = 0.5
+"""So much of the crop's range, from the 2nd to the 98th percentile, is kept on either side of the click's intensity."""
+STRIDE = 4
+"""The range is that of every so manieth voxel along each axis."""
+
+
+def intensity_at(voxels_zyx: NDArray[Any], at_zyx: Index3) -> float:
+    """Mean intensity of a voxel and those of its neighbours that lie in the scan; of the nearest one if it does not."""
+    nearest = [min(max(at, 0), size - 1) for at, size in zip(at_zyx, voxels_zyx.shape)]
+    return float(np.mean(voxels_zyx[tuple(slice(max(0, at - 1), at + 2) for at in nearest)], dtype=np.float64))
+
+
+def cut_around(crop_ZYX: Tensor, inside_ZYX: Tensor, middle: float) -> Tensor:
+    """A crop with all intensities far from the middle cut off; one without a range stays as it is.
+
+    Args:
+        crop_ZYX: float32 intensities.
+        inside_ZYX: bool, which of them count for the range.
+    """
+    some_ZYX = (slice(None, None, STRIDE),) * 3
+    values = crop_ZYX[some_ZYX][inside_ZYX[some_ZYX]]
+    if values.numel() < 2:
+        return crop_ZYX
+    low, high = torch.quantile(values, torch.tensor([0.02, 0.98], device=values.device))
+    width = HALF_WIDTH * (high - low)
+    cut_ZYX = torch.minimum(torch.maximum(crop_ZYX, middle - width), middle + width)
+    return torch.where(width > 0, cut_ZYX, crop_ZYX)
