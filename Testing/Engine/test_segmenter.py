@@ -532,6 +532,7 @@ def test_one_click_that_is_hardly_trusted_is_seen_in_its_own_contrast_too(trust,
     nothing = segmenter.start()
     prompts = Prompts(np.array([[20.0, 30.0, 30.0]]), (POSITIVE,), chosen)
     one = segmenter.step(prompts, nothing, nothing.mask)
+    assert dice(one.mask.dense(), first) > 0.95
     encoded = [asked for asked in model.asked if isinstance(asked, float)]
     assert len(set(encoded)) == len(encoded) and len(encoded) % contrasts == 0
     views = [seen for seen in segmenter._embeddings if isinstance(seen, CropBox)]
