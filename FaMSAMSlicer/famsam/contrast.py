@@ -15,9 +15,11 @@ from torch import Tensor
 from .geometry import Index3
 
 HALF_WIDTH = 0.5
-"""So much of the crop's range, from the 2nd to the 98th percentile, is kept on either side of the click's intensity."""
+"""So much of the crop's range is kept on either side of the click's intensity."""
+RANGE = 0.02, 0.98
+"""Between which shares of the sorted intensities it lies,"""
 STRIDE = 4
-"""The range is that of every so manieth voxel along each axis."""
+"""of every so manieth voxel along each axis."""
 
 
 def intensity_at(voxels_zyx: NDArray[Any], at_zyx: Index3) -> float:
@@ -37,7 +39,7 @@ def cut_around(crop_ZYX: Tensor, inside_ZYX: Tensor, middle: float) -> Tensor:
     values = crop_ZYX[some_ZYX][inside_ZYX[some_ZYX]]
     if values.numel() < 2:
         return crop_ZYX
-    low, high = torch.quantile(values, torch.tensor([0.02, 0.98], device=values.device))
+    low, high = (values.kthvalue(1 + int(share * (len(values) - 1))).values for share in RANGE)
     width = HALF_WIDTH * (high - low)
-    cut_ZYX = torch.minimum(torch.maximum(crop_ZYX, middle - width), middle + width)
-    return torch.where(width > 0, cut_ZYX, crop_ZYX)
+    width = torch.where(width > 0, width, torch.inf)
+    return crop_ZYX.clamp(middle - width, middle + width)

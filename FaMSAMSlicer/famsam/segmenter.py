@@ -128,6 +128,7 @@ class Segmenter:
         self._pasting = model.device if on_gpu else torch.device("cpu")
         self.chooser = ViewChooser(self.grid, self.options.views, model.spacing_mm, model.crop_size)
         self._embeddings = Embeddings(self.options.cached_embeddings) if embeddings is None else embeddings
+        self._crop: Optional[Tuple[CropBox, Tensor, Tensor]] = None
         self._timings = _no_timings()
 
     def start(self, mask: Optional[CompactMask] = None) -> Prediction:
@@ -354,7 +355,9 @@ class Segmenter:
         if kept is not None:
             return kept
         with _Clock(self._timings, "crop"):
-            crop, inside = extract_crop(self._scan, self.grid, view)
+            if self._crop is None or self._crop[0] != view:  # else it is seen in a second contrast
+                self._crop = (view, *extract_crop(self._scan, self.grid, view))
+            _, crop, inside = self._crop
             if around_zyx is not None:
                 crop = cut_around(crop, inside, intensity_at(self.voxels_zyx, around_zyx))
             normalised = self._caller.normalise(crop, inside)
