@@ -55,7 +55,8 @@ class SegmenterOptions:
     closer_trust: float = 0.8
     """A closer view is taken if its predicted IoU is at least this share of the wider one's."""
     as_sure: float = 0.8
-    """A scout with at least this share of the best one's predicted IoU is about as sure as it."""
+    """A scout with at least this share of the best one's predicted IoU, or a look in another contrast with that share of
+    the first one's, is about as sure as it."""
     scout_trust: float = 0.5
     """A full look with less than this share of the predicted IoU that a small crop of the same view had is doubted."""
     refine_above: float = 1.3
@@ -299,7 +300,8 @@ class Segmenter:
     ) -> Generator[None, None, Tuple[Tensor, float]]:
         """Logits (1, 1, n, n, n) and the predicted IoU of the object in a view, from a crop of that size.
 
-        What one click shows and is hardly trusted is seen in the click's own contrast, too, and the mean counts.
+        What one click shows and is hardly trusted is seen in the click's own contrast, too; the mean counts, if the model
+        is about as sure of that.
         """
         view = replace(view, spacing_mm=view.spacing_mm * view.size / size, size=size)
         embedding = yield from self._encoded(view)
@@ -311,7 +313,8 @@ class Segmenter:
             z, y, x = np.rint(prompts.points_zyx[-1]).astype(int).tolist()
             embedding = yield from self._encoded(view, (z, y, x))
             other, other_quality = self.decode(embedding, view, prompts, prior, several)
-            logits, quality = (logits + other) / 2, (quality + other_quality) / 2
+            if other_quality >= self.options.as_sure * quality:
+                logits, quality = (logits + other) / 2, max(quality, other_quality)
         if self.model.one_way and prior is not None:
             newest = torch.tensor(prompts.labels[-1:])
             at = torch.from_numpy(view.points_to_crop(prompts.points_zyx[-1:], self.grid))
