@@ -55,8 +55,8 @@ class SegmenterOptions:
     closer_trust: float = 0.8
     """A closer view is taken if its predicted IoU is at least this share of the wider one's."""
     as_sure: float = 0.8
-    """A scout with at least this share of the best one's predicted IoU, or a look in another contrast with that share of
-    the first one's, is about as sure as it."""
+    """A scout with at least this share of the best one's predicted IoU is about as sure as it; so is a look in another
+    contrast with that share of the first one's."""
     scout_trust: float = 0.5
     """A full look with less than this share of the predicted IoU that a small crop of the same view had is doubted."""
     refine_above: float = 1.3
