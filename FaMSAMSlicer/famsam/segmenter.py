@@ -300,8 +300,8 @@ class Segmenter:
     ) -> Generator[None, None, Tuple[Tensor, float]]:
         """Logits (1, 1, n, n, n) and the predicted IoU of the object in a view, from a crop of that size.
 
-        What one click shows and is hardly trusted is seen in the click's own contrast, too; the mean counts, if the model
-        is about as sure of that.
+        What one click shows and is hardly trusted is seen in the click's own contrast, too; the mean counts, if the
+        model is about as sure of that.
         """
         view = replace(view, spacing_mm=view.spacing_mm * view.size / size, size=size)
         embedding = yield from self._encoded(view)
