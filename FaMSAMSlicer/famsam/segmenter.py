@@ -310,7 +310,7 @@ class Segmenter:
         several = alone and self.model.several_at_first
         logits, quality = self.decode(embedding, view, prompts, prior, several)
         if several and prompts.chosen and quality < self.options.enough_trust:
-            z, y, x = np.rint(prompts.points_zyx[-1]).astype(int).tolist()
+            z, y, x = np.floor(prompts.points_zyx[-1] + 0.49).astype(int).tolist()  # no tie between two voxels
             embedding = yield from self._encoded(view, (z, y, x))
             other, other_quality = self.decode(embedding, view, prompts, prior, several)
             if other_quality >= self.options.as_sure * quality:
