@@ -34,6 +34,10 @@ def cut_around(crop_ZYX: Tensor, inside_ZYX: Tensor, middle: float) -> Tensor:
     Args:
         crop_ZYX: float32 intensities.
         inside_ZYX: bool, which of them count for the range.
+        middle: in the scan's units.
+
+    Returns:
+        float32, the crop's shape.
     """
     some_ZYX = (slice(None, None, STRIDE),) * 3
     values = crop_ZYX[some_ZYX][inside_ZYX[some_ZYX]]

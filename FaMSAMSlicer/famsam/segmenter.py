@@ -129,7 +129,7 @@ class Segmenter:
         self._pasting = model.device if on_gpu else torch.device("cpu")
         self.chooser = ViewChooser(self.grid, self.options.views, model.spacing_mm, model.crop_size)
         self._embeddings = Embeddings(self.options.cached_embeddings) if embeddings is None else embeddings
-        self._crop: Optional[Tuple[CropBox, Tensor, Tensor]] = None
+        self._crop: Optional[Tuple[CropBox, Tensor, Tensor]] = None  # the last one, with what of it lies in the scan
         self._timings = _no_timings()
 
     def start(self, mask: Optional[CompactMask] = None) -> Prediction:
