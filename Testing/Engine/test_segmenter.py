@@ -546,16 +546,14 @@ def test_one_click_that_is_hardly_trusted_is_seen_in_its_own_contrast_too(trust,
 
 
 class ContrastModel(AmbiguousModel):
-    """What it shows and how sure it is depends on the contrast: logits of 1 in a scan as it is, of -3 where it was cut."""
-
-    sure = {False: 0.6, True: 0.6}
+    """What it shows depends on the contrast, and how sure it is: logits of 1 in a scan as it is, else of -3."""
 
     def encode(self, crop_B1ZYX):
         return Embedding(super().encode(crop_B1ZYX).tokens, finer=bool(crop_B1ZYX.max() < 20))
 
     def decode(self, embedding, points_BN3, labels_BN, mask_logits_B1zyx=None, multimask=False):
         shape = (1, 1, *embedding.tokens.shape[2:])
-        return torch.full(shape, -3.0 if embedding.finer else 1.0), torch.full((1, 1), self.sure[embedding.finer])
+        return torch.full(shape, -3.0 if embedding.finer else 1.0), torch.full((1, 1), self.sure_when_cut if embedding.finer else 0.6)
 
 
 @pytest.mark.parametrize("sure, logit", [(0.6, -1.0), (0.5, -1.0), (0.4, 1.0)])
@@ -563,7 +561,7 @@ def test_a_second_contrast_that_the_model_is_less_sure_of_does_not_count(sure, l
     _, _, volume = two_balls()
     volume.voxels_zyx[:, :3] += 30000
     model = ContrastModel()
-    model.sure = {False: 0.6, True: sure}
+    model.sure_when_cut = sure
     segmenter = Segmenter(model, volume, SegmenterOptions(looks=1))
     view = segmenter.chooser.around(np.array([64.0, 30.0, 30.0]), 1.5, (64.0, 30.0, 30.0))
     prompts = Prompts(np.array([[20.0, 30.0, 30.0]]), (POSITIVE,))
