@@ -553,7 +553,8 @@ class ContrastModel(AmbiguousModel):
 
     def decode(self, embedding, points_BN3, labels_BN, mask_logits_B1zyx=None, multimask=False):
         shape = (1, 1, *embedding.tokens.shape[2:])
-        return torch.full(shape, -3.0 if embedding.finer else 1.0), torch.full((1, 1), self.sure_when_cut if embedding.finer else 0.6)
+        logit, quality = (-3.0, self.sure_when_cut) if embedding.finer else (1.0, 0.6)
+        return torch.full(shape, logit), torch.full((1, 1), quality)
 
 
 @pytest.mark.parametrize("sure, logit", [(0.6, -1.0), (0.5, -1.0), (0.4, 1.0)])
