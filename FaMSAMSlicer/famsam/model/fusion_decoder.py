@@ -224,12 +224,13 @@ class FusionDecoder(nn.Module):
     def _maps_stride2(
         self, smooth2_BZYX: Tensor, points_BN3: Tensor, labels_BN: Tensor, previous8_B8zyx: Optional[Tensor]
     ) -> List[Optional[Tensor]]:
-        """The inputs of ``fold``, each of them folded (B, 8, z, y, x); None for one that is 0, if that is known."""
+        """The inputs of ``fold``, each of them folded already (B, 8, z, y, x), z y x at stride 4; None for one that is
+        known to be 0 (on a CPU, where a look at the prompts costs nothing)."""
         points, size = points_BN3 / 2 - 0.25, tuple(smooth2_BZYX.shape[1:])
         maps: List[Optional[Tensor]] = []
 
         def add(some_B: Tensor, make: Callable[[], Tensor]) -> None:
-            known_0 = not some_B.is_cuda and bool(maps) and not bool(some_B.any())
+            known_0 = not some_B.is_cuda and bool(maps) and not bool(some_B.any())  # the first one always is there
             maps.append(None if known_0 else _fold(make()[:, None]))
 
         for chosen in prompt_maps.point_masks(labels_BN):
@@ -275,14 +276,12 @@ class FusionDecoder(nn.Module):
             cosine_BNzyx = torch.einsum("bnd,bdzyx->bnzyx", at_clicks_BND, similarity_BDzyx).float()
         maps = []
         for which_BN in chosen_KBN:
-            if which_BN.is_cuda or (len(which_BN) > 1 and bool(which_BN.any())):
-                best = cosine_BNzyx.masked_fill(~which_BN[:, :, None, None, None], -1.0).amax(dim=1)
-                missing = ~which_BN.any(dim=1)[:, None, None, None]
-                maps.append(torch.exp(self.similarity_scale * (best - 1.0)).masked_fill(missing, 0.0))
-            elif bool(which_BN.any()):
-                maps.append(torch.exp(self.similarity_scale * (cosine_BNzyx[:, which_BN[0]].amax(dim=1) - 1.0)))
-            else:
+            if not which_BN.is_cuda and not bool(which_BN.any()):
                 maps.append(torch.zeros_like(similarity_BDzyx[:, 0], dtype=torch.float32))
+                continue
+            best = cosine_BNzyx.masked_fill(~which_BN[:, :, None, None, None], -1.0).amax(dim=1)
+            missing = ~which_BN.any(dim=1)[:, None, None, None]
+            maps.append(torch.exp(self.similarity_scale * (best - 1.0)).masked_fill(missing, 0.0))
         return torch.stack(maps)
 
 
@@ -358,6 +357,7 @@ def _foreground_means(features: Sequence[Tensor], logits_B1zyx: Tensor) -> Tenso
 
     Args:
         features: (B, C, z, y, x) at the logits' scale, (B, C', z/2, y/2, x/2), and so on.
+        logits_B1zyx: the mask's, without gradients.
     """
     share = logits_B1zyx.sigmoid()
     means = []
