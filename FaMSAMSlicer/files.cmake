@@ -88,6 +88,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/model/sam_prompt_encoder.py
   famsam/model/sam_two_way.py
   famsam/model/sam_vit.py
+  famsam/outputs.py
   famsam/picture.py
   famsam/pieces.py
   famsam/prompts.py

@@ -17,6 +17,7 @@ from . import __version__
 from .cli_calibrate import add_calibrate_arguments, calibrate
 from .cli_proposals import add_propose_arguments, add_train_proposals_arguments, propose, train_proposals
 from .errors import FamsamError
+from .outputs import check_output_file
 from .server.command import add_serve_arguments, add_view_arguments, serve, view
 from .training import command as training
 
@@ -79,6 +80,7 @@ def _segment(args: argparse.Namespace) -> None:
     from .session import Session
     from .volume import read_mask, write_mask
 
+    _check_segment_outputs(args)
     volume = _read_image(args.image)
     session = Session(load_model(args.model, args.device, args.precision, paused_share=args.pause))
     session.set_image(volume)
@@ -120,6 +122,16 @@ def _segment(args: argparse.Namespace) -> None:
         f"mask: {args.output}",
         *([f"picture: {args.picture}"] if args.picture else []),
     ])
+
+
+def _check_segment_outputs(args: argparse.Namespace) -> None:
+    """The mask may take the place of the one it started from, and the prompts that of those restored."""
+    from .image_files import WRITABLE_SUFFIXES
+
+    image = None if args.image == "sample" else Path(args.image)
+    check_output_file(args.output, WRITABLE_SUFFIXES, apart_from=[image, args.restore])
+    check_output_file(args.save_prompts, apart_from=[image, args.start])
+    check_output_file(args.picture, apart_from=[image, args.start, args.restore])
 
 
 def _read_image(source: str) -> Any:

@@ -166,6 +166,33 @@ def test_what_cannot_be_done_is_explained(segment, arguments, message):
     assert errors.startswith("famsam segment: ") and message in errors and "Traceback" not in errors
 
 
+@pytest.mark.parametrize("option", ["-o", "--save-prompts", "--picture"])
+@pytest.mark.parametrize("link", [False, True])
+def test_the_scan_is_never_overwritten(scan, weights, tmp_path, capsys, option, link):
+    image = tmp_path / "scan.nii.gz"
+    image.write_bytes(scan[0].read_bytes())
+    named = tmp_path / "by" / ".." / image.name
+    (tmp_path / "by").mkdir()
+    if link:
+        named = tmp_path / "link.nii.gz"
+        named.symlink_to(image)
+    arguments = ["segment", str(image), "-o", str(tmp_path / "m.nii.gz"), "--model", str(weights), "--point=-18,0,0"]
+    assert cli.main([*arguments, option, str(named)]) == 1
+    error = capsys.readouterr().err
+    assert "would be lost" in error and str(named) in error
+    assert image.read_bytes() == scan[0].read_bytes() and named.is_symlink() == link
+    assert not (tmp_path / "m.nii.gz").exists(), "refused before anything is computed"
+
+
+def test_a_mask_may_take_the_place_of_the_one_it_started_from(segment, scan, tmp_path):
+    volume = read_volume(scan[0])
+    start = np.zeros(volume.grid.size_zyx, bool)
+    start[15:25, 18:26, 8:16] = True
+    write_mask(start, volume, tmp_path / "mask.nii.gz")
+    code, mask, summary, _ = segment("--start", tmp_path / "mask.nii.gz", "--point=-18,0,0")
+    assert code == 0 and mask.sum() == summary["voxels"]
+
+
 def test_damaged_prompts_are_explained(segment, tmp_path):
     path = tmp_path / "prompts.json"
     for text in ("{", "[]", '{"version": 1}'):
