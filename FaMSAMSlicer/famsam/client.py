@@ -25,7 +25,7 @@ from .server.limits import MIB
 from .server.nrrd import nrrd_chunks
 from .server.packing import pack_bits, unpack_probabilities
 from .uncertainty_map import Uncertainty
-from .volume import Volume
+from .volume import Volume, foreground
 
 if TYPE_CHECKING:
     from .proposing import ProposalOptions
@@ -188,7 +188,7 @@ class RemoteSession:
             raise PromptError(
                 f"Expected a mask of the image's shape (z, y, x) = {self.volume.grid.size_zyx}, got {mask.shape}."
             )
-        inside = mask != 0
+        inside = foreground(mask)
         box = bounding_box(inside) or ((0, 0, 0), (1, 1, 1))
         return self._verb("PUT", "/mask", {"box_zyx": box, "bits": pack_bits(inside[box_slices(box)])})
 

@@ -24,7 +24,7 @@ from .proposing import Candidate, ProposalOptions, candidates_of
 from .segmenter import Prediction, Segmenter, SegmenterOptions
 from .uncertainty import uncertainty_of
 from .uncertainty_map import Uncertainty
-from .volume import Volume
+from .volume import Volume, foreground
 
 FORMAT_VERSION = 1
 
@@ -183,7 +183,10 @@ class Session:
         return self._commit(self._extended(self._state, BoxPrompt.between(corner_ras_mm, opposite_ras_mm, self.volume)))
 
     def set_mask(self, mask_zyx: Any) -> Result:
-        """Start from a mask that is already there, (z, y, x) on the image grid; earlier prompts end (undo returns)."""
+        """Start from a mask that is already there, (z, y, x) on the image grid; earlier prompts end (undo returns).
+
+        What is neither zero nor NaN is in the mask.
+        """
         mask = np.asarray(mask_zyx)
         if mask.shape != self.volume.grid.size_zyx:
             raise PromptError(
@@ -192,7 +195,7 @@ class Session:
             )
         if mask.dtype.kind not in "biuf":
             raise PromptError(f"Expected a mask of bools or numbers, got {mask.dtype}.")
-        canonical = self.volume.canonical.to_canonical(mask != 0)
+        canonical = self.volume.canonical.to_canonical(foreground(mask))
         return self._commit(self._begun(CompactMask.of(canonical.shape, canonical)))
 
     def preview(self, point_ras_mm: Point3, positive: bool = True) -> Result:

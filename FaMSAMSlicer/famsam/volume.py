@@ -115,7 +115,7 @@ def read_volume(path: PathLike, *, series_uid: Optional[str] = None, ras_from_ij
 
 
 def read_mask(path: PathLike, volume: Union[Volume, Grid]) -> NDArray[np.bool_]:
-    """Read a mask that lies on a scan's grid, from any format of ``read_volume``; what is not zero is in the mask.
+    """Read a mask that lies on a scan's grid, from any format of ``read_volume``; see ``foreground`` for what is in it.
 
     Returns:
         (z, y, x) bool, of the scan's size.
@@ -131,7 +131,17 @@ def read_mask(path: PathLike, volume: Union[Volume, Grid]) -> NDArray[np.bool_]:
             f"the mask {str(path)!r} does not lie on the image's grid; resample it to the image first.\n"
             f"mask:  {mask_grid}\nimage: {grid}"
         )
-    return np.asarray(stored.voxels_zyx != 0)
+    return foreground(stored.voxels_zyx)
+
+
+def foreground(mask_zyx: NDArray[Any]) -> NDArray[np.bool_]:
+    """bool, of the same shape: what is not zero is in a mask. NaN is not: programs write it for "nothing here"."""
+    if mask_zyx.dtype == bool:
+        return mask_zyx
+    inside: NDArray[np.bool_] = mask_zyx != 0
+    if mask_zyx.dtype.kind in "fc":
+        inside &= ~np.isnan(mask_zyx)
+    return inside
 
 
 def write_mask(mask_zyx: Any, volume: Union[Volume, Grid], path: PathLike, *, value: int = 1) -> None:
@@ -141,7 +151,7 @@ def write_mask(mask_zyx: Any, volume: Union[Volume, Grid], path: PathLike, *, va
     under its name when it is complete, not before.
 
     Args:
-        mask_zyx: (z, y, x) of the scan's size; what is not zero is in the mask.
+        mask_zyx: (z, y, x) of the scan's size; see ``foreground`` for what is in it.
         volume: the scan, or just its grid.
         path: .nii, .nii.gz, .nrrd or .mha; an existing file is replaced.
         value: what the mask's voxels get, 1 to 255; the others get 0.
@@ -155,6 +165,6 @@ def write_mask(mask_zyx: Any, volume: Union[Volume, Grid], path: PathLike, *, va
         raise VolumeError(f"the mask's size (z, y, x) must be the image's {grid.size_zyx}, got {mask.shape}")
     if not 1 <= value <= 255:
         raise VolumeError(f"a mask's value must be from 1 to 255, got {value}")
-    labels = (mask if mask.dtype == bool else mask != 0).view(np.uint8)
+    labels = foreground(mask).view(np.uint8)
     header = volume.source_header if isinstance(volume, Volume) else None
     write_labels(labels if value == 1 else labels * np.uint8(value), grid, Path(path), nifti_header=header)

@@ -72,6 +72,7 @@ def test_verbs_agree_with_a_local_session(remote: RemoteSession, model: Any, mat
         lambda s: s.remove_point(0),
         lambda s: s.add_box(centre - 6, centre + 6),
         lambda s: s.set_mask(ball_zyx() > 250),
+        lambda s: s.set_mask(np.where(ball_zyx() > 250, np.float32(1), np.float32(np.nan))),
         lambda s: s.add_point(centre),
         lambda s: s.reset(),
         lambda s: s.undo(),

@@ -193,6 +193,12 @@ def test_bad_prompts_are_refused_and_change_nothing(session, call, message):
     np.testing.assert_array_equal(session.result.mask_zyx, mask)
 
 
+def test_nan_in_a_mask_to_start_from_is_background(session):
+    start = np.full((40, 44, 48), np.nan, np.float32)
+    start[10:20, 10:20, 10:20] = 1
+    np.testing.assert_array_equal(session.set_mask(start).mask_zyx, start == 1)
+
+
 def test_prompts_for_another_volume_are_refused(model, session):
     session.add_point(centre_of(session.volume))
     other = Session(model)

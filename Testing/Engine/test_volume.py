@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from dicom import write_dicom_series
 from famsam.errors import VolumeError
 from famsam.geometry import Grid, bounding_box
-from famsam.volume import Volume, read_mask, read_volume, write_mask
+from famsam.volume import Volume, foreground, read_mask, read_volume, write_mask
 from grids import affine, affines, sizes_zyx
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -458,6 +458,17 @@ def test_mask_values_and_number_types(tmp_path, ramp_zyx):
     for value in (0, 256):
         with pytest.raises(VolumeError, match="from 1 to 255"):
             write_mask(ramp_zyx, grid, tmp_path / "mask.nii", value=value)
+
+
+def test_nan_is_background(tmp_path, ramp_zyx):
+    grid = Grid(ramp_zyx.shape, LPS)
+    values = np.where(ramp_zyx > 30, np.float32(0.5), np.nan).astype(np.float32)
+    values[0] = 0
+    np.testing.assert_array_equal(foreground(values), ramp_zyx > 30)
+    write_mask(values, grid, tmp_path / "mask.nii.gz")
+    np.testing.assert_array_equal(read_volume(tmp_path / "mask.nii.gz").voxels_zyx, ramp_zyx > 30)
+    nib.save(nib.Nifti1Image(values.T, LPS), tmp_path / "floats.nii")
+    np.testing.assert_array_equal(read_mask(tmp_path / "floats.nii", grid), ramp_zyx > 30)
 
 
 def test_empty_masks_are_masks(tmp_path, ramp_zyx):
