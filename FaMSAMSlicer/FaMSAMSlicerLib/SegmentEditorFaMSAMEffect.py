@@ -14,7 +14,7 @@ from slicer.i18n import tr as _
 
 from . import requirements
 from .controller import Controller
-from .engine import shared_engine
+from .engine import Engine, shared_engine
 from .keyboard import HeldKey, give_keys_to_the_view
 from .panel import Panel, ask_and_install, icon, resource
 from .picking import pick, place_in_slice
@@ -26,7 +26,12 @@ from .status import Status
 from .watching import Watch
 
 NAME = "FaM-SAM"
-POLL_MS = 5
+WAIT_S = 0.006
+"""So long, at most, the application stands still at a time for the worker to run."""
+POLL_MS = 1
+"""So long it goes on in between."""
+OFFLINE_MS = 50
+"""The same while nothing is computed, but a server waited for that cannot be reached."""
 REST_MS = 150
 """The pointer rests when it has not moved for so long; then what a click there will look at is prepared."""
 FINISH_S = 2.0
@@ -136,7 +141,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         self.controller.points.on_menu = self._point_menu
         self.controller.doubt_visible = self.panel.ui.doubtButton.checked
         self._timer, self._rest = qt.QTimer(), qt.QTimer()
-        self._timer.setInterval(POLL_MS)
+        self._timer.setSingleShot(True)
         self._timer.connect("timeout()", self._poll)
         self._rest.setInterval(REST_MS)
         self._rest.setSingleShot(True)
@@ -160,6 +165,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         if self.controller is not None:
             self.controller.finish(FINISH_S)
             self.controller.close()
+            _run_out(self.controller.engine)
         self._timer = self._rest = self._preview_key = self._watch = self.controller = None
         self._pointed_at = self._band = self._pressed_3d = self._menu_point = None
         self._pressed_2d = False
@@ -382,20 +388,31 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         self._keep_polling()
 
     def _keep_polling(self) -> None:
-        if self._timer is not None and self.controller.has_work and not self._timer.isActive():
-            self._timer.start()
+        if self._timer is None:
+            return
+        if self.controller.engine.is_at_work:
+            self._timer.start(POLL_MS)
+        elif self.controller.has_work:
+            self._timer.start(OFFLINE_MS)
 
     def _poll(self) -> None:
-        if not self.controller.poll():
-            self._timer.stop()
+        if not self.controller.poll(WAIT_S):
             found = self.controller.engine.devices
             if found and found != self._devices_shown:
                 self._devices_shown = found
                 self.panel.show_devices(found)
+        self._keep_polling()
 
     def _selection_changed(self) -> None:
         self.controller.sync()
         self._keep_polling()
+
+
+def _run_out(engine: Engine) -> None:
+    """Let the worker end what nobody waits for any more."""
+    engine.wait(WAIT_S)
+    if engine.is_at_work:
+        qt.QTimer.singleShot(POLL_MS, lambda: _run_out(engine))
 
 
 def _is_slice(view_widget: Any) -> bool:

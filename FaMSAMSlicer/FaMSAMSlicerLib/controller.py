@@ -2,8 +2,8 @@
 
 Every interaction becomes a step. One request at a time is with the worker; what comes meanwhile waits and goes with
 the next one, so that nothing is lost and a newer click never queues behind an older one's mask. ``poll`` (called by a
-timer) takes what is ready and writes it: undo state, mask, points, in that order and all at once. Where a server
-computes and cannot be reached, what was done waits until it is back.
+timer) lets the worker run, takes what is ready and writes it: undo state, mask, points, in that order and all at once.
+Where a server computes and cannot be reached, what was done waits until it is back.
 """
 
 from __future__ import annotations
@@ -239,8 +239,13 @@ class Controller(Selection):
         self.points.show(self._prompts(), self.segmentation_node)
         self._doubt.want(self._doubted_state() if self.doubt_visible else None)
 
-    def poll(self) -> bool:
-        """Take what the worker has finished, write it, and hand over what waits; ``has_work`` after that."""
+    def poll(self, wait_s: float = 0.0) -> bool:
+        """Take what the worker has finished, write it, and hand over what waits; ``has_work`` after that.
+
+        Args:
+            wait_s: the worker is waited for at most so long, and runs meanwhile (see ``Engine.wait``).
+        """
+        self.engine.wait(wait_s)
         warming, running = self._warming, self._running
         if warming is not None and warming.done():
             self._warming = None

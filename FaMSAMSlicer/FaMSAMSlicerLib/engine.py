@@ -1,5 +1,10 @@
 """The one worker thread on which the engine runs, and the session that lives there.
 
+In Slicer the main thread keeps Python's interpreter lock while it waits for events: nothing else in Python runs then,
+and a worker that has given the lock away, as every operation of torch does, would get it back at the main thread's next
+few lines of Python only. So the main thread, for as long as the worker is at work, has to ``wait`` for it again and
+again.
+
 The main thread hands over a ``Request`` that says everything: which scan, in which state the segment is, what was
 done. The worker keeps one session and finds its way to that state: by nothing at all if it is there (the usual case),
 along the session's history after an undo or redo, else by replaying the prompts.
@@ -12,7 +17,7 @@ import hashlib
 import logging
 import platform
 import uuid
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -147,42 +152,59 @@ class Engine:
     def __init__(self, load: Optional[Callable[[ModelChoice], Any]] = None) -> None:
         self._load = load or _load_model
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="FaM-SAM")
+        self._asked: List[Future[Any]] = []
         self._place = _Place()
         self.devices: List[Tuple[str, str]] = []
         """Where a model can run here, and what that is called; known once a model has been loaded on this machine."""
 
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the worker has anything to do, wanted by now or not."""
+        self._asked = [future for future in self._asked if not future.done()]
+        return bool(self._asked)
+
+    def wait(self, timeout_s: float) -> None:
+        """Let the worker run: until it has finished something, at most for so long."""
+        if self.is_at_work:
+            wait(self._asked, timeout_s, FIRST_COMPLETED)
+
     def submit(self, request: Request) -> Future[Outcome]:
         """Queue a request; its future holds the outcome or the error."""
-        return self._thread.submit(self._run, request)
+        return self._ask(self._run, request)
 
     def warm_up(self, choice: ModelChoice, scan: Optional[Scan] = None) -> Future[str]:
         """Load the model and take the scan in now, so that the first click need not wait for it.
 
         The future says what runs where.
         """
-        return self._thread.submit(self._warm_up, choice, scan)
+        return self._ask(self._warm_up, choice, scan)
 
     def encode_ahead(self, request: Request) -> Future[bool]:
         """Encode one view of what a click at the request's one step would look at; the future: may there be more?
 
         A model that is not there yet is not loaded for that.
         """
-        return self._thread.submit(self._encode_ahead, request)
+        return self._ask(self._encode_ahead, request)
 
     def doubt(self, request: Request) -> Future[Optional[Doubt]]:
         """Where the model is not sure of the state that the request starts from; None where that cannot be told."""
-        return self._thread.submit(self._doubt, request)
+        return self._ask(self._doubt, request)
 
     def propose(self, scan: Scan, choice: ModelChoice) -> Future[Optional[Sequence[Any]]]:
         """Candidates of a scan, the most trusted first (``famsam.Session.propose``); None if the model cannot.
 
         They are kept as long as the scan and the model are: asked for again, they are there at once.
         """
-        return self._thread.submit(self._propose, scan, choice)
+        return self._ask(self._propose, scan, choice)
 
     def close(self) -> None:
         """Let the thread end once it has done what it is doing."""
         self._thread.shutdown(wait=False)
+
+    def _ask(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future = self._thread.submit(work, *arguments)
+        self._asked.append(future)
+        return future
 
     def _warm_up(self, choice: ModelChoice, scan: Optional[Scan]) -> str:
         model = self._place.model_for(choice, self._load)

@@ -7,6 +7,8 @@ and enum values are those of Slicer's class, and what they do is done by the rea
 from __future__ import annotations
 
 import atexit
+import ctypes
+import os
 import shutil
 import tempfile
 import types
@@ -67,6 +69,14 @@ def scene() -> Any:
 
 def application_logic() -> Any:
     return _keep[0]
+
+
+def wait_for_events(milliseconds: int) -> None:
+    """As Slicer's main thread waits for them: with Python's interpreter lock in its hands."""
+    if os.name == "nt":
+        ctypes.PyDLL("kernel32").Sleep(milliseconds)
+    else:
+        ctypes.PyDLL(None).usleep(1000 * milliseconds)
 
 
 def volume(voxels_zyx: np.ndarray, ras_from_ijk: np.ndarray, name: str = "scan", components: int = 1) -> Any:

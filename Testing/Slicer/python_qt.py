@@ -55,7 +55,9 @@ def _bound_signal(sender: Any, signature: str) -> Any:
         return signal
 
 
-def _connect(sender: Any, signature: str, slot: Callable[..., Any]) -> Any:
+def _connect(sender: Any, signature: str, slot: Callable[..., Any], *more: Any) -> Any:
+    if more:  # PySide6's own call, of ``QTimer.singleShot``
+        return _plain_getattribute(sender, "connect")(signature, slot, *more)
     parameters = inspect.signature(slot).parameters.values()
     takes_all = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     count = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)

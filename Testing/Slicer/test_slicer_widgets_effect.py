@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import threading
+import time
 from pathlib import Path
 
 import host
@@ -16,6 +17,7 @@ pytest.importorskip("PySide6", reason="the panels run on PySide6 (pip install Py
 import qt_host
 from FaMSAMSlicerLib import engine as engine_module
 from region_model import RegionModel
+from test_slicer_lock import TIMES, give_the_lock_away
 from worlds import dice, two_balls
 
 
@@ -194,6 +196,33 @@ def test_progress_is_shown_and_cancelled(app):
     gate.set()
     app.settle()
     assert not app.mask().any()
+
+
+def test_a_click_is_computed_while_slicer_waits_for_events(app):
+    app.start()
+    plain = app.engine._place._model.decode
+    app.engine._place._model.decode = lambda *args, **kwargs: give_the_lock_away() or plain(*args, **kwargs)
+    app.effect.controller.click(app.center(0))
+    assert app.settle_as_slicer() < TIMES / 2
+    assert dice(app.mask(), app.balls[0]) > 0.7 and not app.effect.controller.has_work
+
+
+def test_what_nobody_waits_for_any_more_is_ended_too(app):
+    app.start()
+    gate, plain = threading.Event(), app.engine._place._model.decode
+    app.engine._place._model.decode = lambda *args, **kwargs: gate.wait(60) and plain(*args, **kwargs)
+    app.effect.controller.preview(app.center(0))
+    app.effect.controller.end_preview()
+    assert not app.effect.controller.has_work and app.effect._timer.isActive()
+    app.widget.ui.startButton.checked = False
+    assert app.engine.is_at_work
+    gate.set()
+    for _ in range(2000):
+        qt_host.APPLICATION.processEvents()
+        if not app.engine.is_at_work:
+            break
+        time.sleep(0.005)
+    assert not app.engine.is_at_work
 
 
 def test_the_chosen_model_device_and_precision_are_what_is_loaded(app):
