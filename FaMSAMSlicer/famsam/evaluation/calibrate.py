@@ -7,6 +7,7 @@ voxels with their probability and the truth. A logistic correction is fitted on 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -17,13 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..errors import DatasetError, MissingDependencyError
+from ..errors import DatasetError, FamsamError, MissingDependencyError
 from ..geometry import box_slices
 from ..model.base import PromptableModel
 from ..model.calibration import Calibration, fit_logistic, logistic, logit
 from ..model.config import to_plain
 from .clicks import Click, first_click, next_click
-from .dataset import Case, DatasetOptions, matches
+from .dataset import Case, DatasetOptions, LoadedCase, matches
+
+_LOG = logging.getLogger(__name__)
 
 BINS = 10
 
@@ -62,7 +65,7 @@ class Observation:
 
 
 def observe(model: PromptableModel, cases: Sequence[Case], options: CalibrationOptions) -> List[Observation]:
-    """Observations of a model without any calibration.
+    """Observations of a model without any calibration; a case that cannot be read is left out with a warning.
 
     Raises:
         DatasetError: no case has a structure.
@@ -71,7 +74,12 @@ def observe(model: PromptableModel, cases: Sequence[Case], options: CalibrationO
     observations: List[Observation] = []
     try:
         for case in tqdm(cases, unit="case", file=sys.stderr, disable=not options.progress):
-            observations += _observe_case(model, case, options)
+            try:
+                loaded = case.load(options.dataset)
+            except FamsamError as error:
+                _LOG.warning("Case %s is left out: %s", case.name, error)
+                continue
+            observations += _observe_case(model, case.name, loaded, options)
     finally:
         model.calibration = fitted
     if not observations:
@@ -79,10 +87,11 @@ def observe(model: PromptableModel, cases: Sequence[Case], options: CalibrationO
     return observations
 
 
-def _observe_case(model: PromptableModel, case: Case, options: CalibrationOptions) -> List[Observation]:
+def _observe_case(
+    model: PromptableModel, name: str, loaded: LoadedCase, options: CalibrationOptions
+) -> List[Observation]:
     from ..session import Session
 
-    loaded = case.load(options.dataset)
     volume, found = loaded.volume, []
     spacing_z, spacing_y, spacing_x = volume.grid.spacing_zyx_mm.tolist()
     random = np.random.default_rng(0)
@@ -103,7 +112,7 @@ def _observe_case(model: PromptableModel, case: Case, options: CalibrationOption
                 picks = random.permutation(probability.size)[: options.voxels]
                 truth = truth_zyx[box_slices(uncertainty.box_zyx)].ravel()[picks]
                 sample = logit(probability[picks]), truth
-                found.append(Observation(case.name, structure.name, number, result.quality, float(iou), *sample))
+                found.append(Observation(name, structure.name, number, result.quality, float(iou), *sample))
             click = next_click(truth_zyx, mask_zyx, (spacing_z, spacing_y, spacing_x))
     return found
 

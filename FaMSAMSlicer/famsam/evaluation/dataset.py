@@ -16,13 +16,16 @@ from __future__ import annotations
 import fnmatch
 import json
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 
 from ..errors import ConfigError, DatasetError, VolumeError
+from ..geometry import Grid
+from ..image_files import read_image
 from ..volume import Volume, read_volume
 
 _LOG = logging.getLogger(__name__)
@@ -95,21 +98,35 @@ class Case:
             DatasetError: a file cannot be read, the labels are not whole numbers from 0 or lie on another grid.
         """
         options = options or DatasetOptions()
-        volume = self._read(self.image_path)
-        labels = self._read(self.labels_path)
-        if not volume.grid.matches(labels.grid, GRID_TOLERANCE_MM):
+        with self._explained(self.image_path):
+            volume = read_volume(self.image_path)
+        labels_zyx, grid = self._read_labels()
+        if not volume.grid.matches(grid, GRID_TOLERANCE_MM):
             raise DatasetError(
-                f"Case {self.name}: expected labels on the image's grid, {volume.grid}; got {labels.grid}. Resample "
+                f"Case {self.name}: expected labels on the image's grid, {volume.grid}; got {grid}. Resample "
                 f"{self.labels_path.name} onto {self.image_path.name} (nearest neighbour)."
             )
-        labels_zyx = self._whole_numbers(labels.voxels_zyx)
+        labels_zyx = self._whole_numbers(labels_zyx)
         return LoadedCase(volume, labels_zyx, tuple(self._choose(labels_zyx, options)))
 
-    def _read(self, path: Path) -> Volume:
+    @contextmanager
+    def _explained(self, path: Path) -> Iterator[None]:
         try:
-            return read_volume(path)
+            yield
         except VolumeError as error:
             raise DatasetError(f"Case {self.name}: {path.name} cannot be used. {error}") from error
+
+    def _read_labels(self) -> Tuple[np.ndarray, Grid]:
+        """As stored; unlike a scan, a label map may hold one value only. NaN is background."""
+        with self._explained(self.labels_path):
+            stored = read_image(self.labels_path)
+            labels_zyx, grid = stored.voxels_zyx, Grid(stored.voxels_zyx.shape, stored.ras_from_ijk)
+        if labels_zyx.dtype.kind not in "iuf":
+            raise DatasetError(
+                f"Case {self.name}: expected labels that are whole numbers, got {labels_zyx.dtype} in "
+                f"{self.labels_path.name}. Is it a label map?"
+            )
+        return (np.where(np.isnan(labels_zyx), 0, labels_zyx) if labels_zyx.dtype.kind == "f" else labels_zyx), grid
 
     def _whole_numbers(self, labels_zyx: np.ndarray) -> np.ndarray:
         lowest, highest = float(labels_zyx.min()), float(labels_zyx.max())

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import List, Optional, Sequence, Union
+from typing import Dict, List, Optional, Sequence, Union
 
 import numpy as np
 from tqdm import tqdm
@@ -58,7 +58,8 @@ def evaluate(
 
     Dice and NSD are measured on the whole image after every click. Where a method has reached the truth exactly, there
     is nothing left to click on and its scores stay at 1. Where a method raises an exception, the structure counts as
-    failed: its scores are 0 from that click on, the reason is in the report, and the evaluation goes on.
+    failed: its scores are 0 from that click on, the reason is in the report, and the evaluation goes on. A case that
+    cannot be read is left out of all means, and the report says why.
 
     Args:
         directory: a folder of cases, see ``famsam.evaluation.dataset``.
@@ -78,14 +79,22 @@ def evaluate(
         options.pictures.mkdir(parents=True, exist_ok=True)
 
     results: List[StructureResult] = []
+    unread: Dict[str, str] = {}
     bar = tqdm(cases, unit="case", file=sys.stderr, disable=not options.progress)
     for case in bar:
-        loaded = case.load(options.dataset)
+        try:
+            loaded = case.load(options.dataset)
+        except Exception as error:  # whatever is wrong with one case, the work on the others is not lost
+            unread[case.name] = str(error) or type(error).__name__
+            _LOG.warning("Case %s is left out: %s", case.name, unread[case.name])
+            continue
         for structure in loaded.structures:
             truth_zyx = loaded.truth_zyx(structure)
             for segmenter in segmenters:
                 bar.set_postfix_str(f"{case.name}, {structure.name}: {segmenter.name}")
                 results.append(_evaluate_structure(segmenter, case.name, loaded, structure, truth_zyx, options))
+    if len(unread) == len(cases):
+        raise DatasetError(f"None of the {len(cases)} cases of {directory} can be read. {next(iter(unread.values()))}")
     if not results:
         raise DatasetError(
             f"No structure of at least {options.dataset.min_voxels} voxels in the {len(cases)} cases of {directory}."
@@ -103,6 +112,7 @@ def evaluate(
             "unsteady": options.unsteady,
         },
         environment=describe_environment(),
+        unread=unread,
     )
 
 

@@ -80,6 +80,7 @@ class Report:
         tolerance_mm: of the NSD.
         options: what else was chosen, by name.
         environment: versions, hardware and date.
+        unread: why a case could not be read, by its name.
     """
 
     results: List[StructureResult]
@@ -87,6 +88,7 @@ class Report:
     tolerance_mm: float
     options: Dict[str, Any]
     environment: Dict[str, Any]
+    unread: Dict[str, str] = field(default_factory=dict)
 
     @property
     def methods(self) -> List[str]:
@@ -126,7 +128,7 @@ class Report:
         }
 
     def to_dict(self) -> Dict[str, Any]:
-        """Everything, JSON-able: settings, environment, and summary, cases and structures by method.
+        """Everything, JSON-able: settings, environment, cases left out, and summary, cases and structures by method.
 
         Numbers that are not finite (a Hausdorff distance to an empty mask) become None.
         """
@@ -136,6 +138,7 @@ class Report:
                 "tolerance_mm": self.tolerance_mm,
                 "options": self.options,
                 "environment": self.environment,
+                "unread": self.unread,
                 "summary": {method: self.summary(method) for method in self.methods},
                 "cases": {method: self.case_scores(method) for method in self.methods},
                 "structures": [asdict(result) for result in self.results],
@@ -198,6 +201,7 @@ class Report:
                 "",
                 *_table(case_header, case_rows),
                 "",
+                *(f"Left out: {reason}\n" for reason in self.unread.values()),
             ]
         )
 

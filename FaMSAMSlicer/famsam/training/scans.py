@@ -184,14 +184,25 @@ def _calmed(image_ZYX: torch.Tensor, where_ZYX: torch.Tensor, share: float) -> t
 
 
 def load_labelled(directory: Union[str, Path], include: Sequence[str] = ()) -> LabelledScans:
-    """Scans with labels from a folder of cases; ``include`` holds patterns of case names (all if empty)."""
+    """Scans with labels from a folder of cases; ``include`` holds patterns of case names (all if empty).
+
+    A case without a structure to click on is left out with a warning.
+
+    Raises:
+        DatasetError: a case cannot be read, or none has a structure.
+    """
     scans = []
     for case in find_cases(directory, DatasetOptions(include=tuple(include))):
         loaded = case.load()
         frame = loaded.volume.canonical
         labels = np.ascontiguousarray(frame.to_canonical(loaded.labels_zyx))
         voxels = np.ascontiguousarray(frame.to_canonical(loaded.volume.voxels_zyx))
-        scans.append((voxels, [Anatomy.of(labels, frame.grid)]))
+        try:
+            scans.append((voxels, [Anatomy.of(labels, frame.grid)]))
+        except DatasetError as error:
+            _LOG.warning("Case %s is left out: %s", case.name, error)
+    if not scans:
+        raise DatasetError(f"Expected cases with labelled structures in {directory}, found none.")
     return LabelledScans(scans)
 
 

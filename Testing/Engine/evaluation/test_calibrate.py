@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from Engine.evaluation.samples import save_image
 from famsam.checkpoints import load_model, save_model
 from famsam.cli import main
 from famsam.errors import DatasetError
@@ -108,6 +109,20 @@ def test_observations_are_uncalibrated_and_leave_the_model_as_it_was(two_cases, 
     for o, p in zip(plain, again):
         np.testing.assert_array_equal(o.logits_N, p.logits_N)
         assert len(o.logits_N) == len(o.truth_N) <= 50 and 0 <= o.true_iou <= 1
+
+
+def test_cases_that_cannot_be_used_do_not_stop_the_others(two_cases, caplog):
+    torch.manual_seed(0)
+    model, options = Famsam(TINY).eval().requires_grad_(False), CalibrationOptions(clicks=1, voxels=50)
+    save_image(two_cases / "case_a" / "labels.nii.gz", np.zeros((12, 14, 16), np.uint8))
+    (two_cases / "case_0").mkdir()
+    for name in ("image.nii.gz", "labels.nii.gz"):
+        (two_cases / "case_0" / name).write_bytes(b"not an image")
+    cases = find_cases(two_cases)
+    assert {o.case for o in observe(model, cases, options)} == {"case_b"}
+    assert "Case case_0 is left out" in caplog.text and "Case case_a has no structure" in caplog.text
+    with pytest.raises(DatasetError, match="None of 2 cases"):
+        observe(model, cases[:2], options)
 
 
 def test_the_command_fits_judges_and_saves(two_cases, tmp_path, capsys):

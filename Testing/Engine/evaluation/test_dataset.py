@@ -99,6 +99,25 @@ def test_labels_that_are_no_label_map(two_cases, factor, words):
         find_cases(two_cases)[1].load()
 
 
+@pytest.mark.parametrize("nothing", [0, np.nan])
+def test_labels_of_one_value(two_cases, nothing, caplog):
+    save_image(two_cases / "case_b" / "labels.nii.gz", np.full(labels_of_case_b().shape, nothing, np.float32))
+    loaded = find_cases(two_cases)[1].load()
+    assert loaded.structures == () and not loaded.labels_zyx.any()
+    assert "case_b has no structure of at least 20 voxels" in caplog.text
+    save_image(two_cases / "case_b" / "labels.nii.gz", np.ones(labels_of_case_b().shape, np.uint8))
+    assert find_cases(two_cases)[1].load().structures == (Structure(1, "label 1", 1320),)
+
+
+def test_nan_in_labels_is_background(two_cases):
+    labels = np.where(labels_of_case_b() > 0, np.float32(2), np.float32(np.nan))
+    save_image(two_cases / "case_b" / "labels.nii.gz", labels)
+    np.testing.assert_array_equal(find_cases(two_cases)[1].load().labels_zyx, labels_of_case_b())
+    save_image(two_cases / "case_b" / "labels.nii.gz", labels * np.inf)
+    with pytest.raises(DatasetError, match="got values from 0 to inf"):
+        find_cases(two_cases)[1].load()
+
+
 def test_unusable_files_and_folders(two_cases, tmp_path_factory):
     with pytest.raises(DatasetError, match="Found no case"):
         find_cases(tmp_path_factory.mktemp("empty"))

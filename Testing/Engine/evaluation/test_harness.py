@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from Engine.evaluation.samples import Failing, Painter, Stubborn
+from Engine.evaluation.samples import Failing, Painter, Stubborn, save_image
 from famsam.errors import ConfigError, DatasetError
 from famsam.evaluation.dataset import DatasetOptions
 from famsam.evaluation.harness import EvaluationOptions, evaluate
@@ -149,6 +149,26 @@ def test_the_progress_bar_goes_to_standard_error_and_only_if_asked(two_cases, or
     out, err = capsys.readouterr()
     assert out == ""
     assert "2/2" in err
+
+
+def test_a_case_that_cannot_be_read_is_left_out_and_the_others_go_on(two_cases, oracle, caplog):
+    (two_cases / "case_a" / "image.nii.gz").write_bytes(b"not an image")
+    report = evaluate(two_cases, [oracle], EvaluationOptions(clicks=1))
+    assert report.cases == ["case_b"] and report.summary("oracle")["cases"] == 1
+    assert list(report.unread) == list(report.to_dict()["unread"]) == ["case_a"]
+    assert "image.nii.gz cannot be used" in report.unread["case_a"]
+    assert "Case case_a is left out: " in caplog.text
+    assert "Left out: Case case_a: image.nii.gz cannot be used" in report.to_markdown()
+    (two_cases / "case_b" / "labels.nii.gz").write_bytes(b"not an image")
+    with pytest.raises(DatasetError, match=r"None of the 2 cases .* can be read\. Case case_a: image\.nii\.gz"):
+        evaluate(two_cases, [oracle])
+
+
+def test_a_case_without_structures_does_not_stop_the_others(two_cases, oracle, caplog):
+    save_image(two_cases / "case_a" / "labels.nii.gz", np.zeros((12, 14, 16), np.uint8))
+    report = evaluate(two_cases, [oracle], EvaluationOptions(clicks=1))
+    assert report.cases == ["case_b"] and report.unread == {}
+    assert "Case case_a has no structure" in caplog.text
 
 
 def test_unusable_requests(two_cases, oracle):

@@ -128,6 +128,16 @@ def test_labelled_scans(folder):
     assert bright and np.median(bright) > 0.2, "image and labels lie on one another although the scan is stored flipped"
 
 
+def test_a_case_without_structures_is_left_out(tmp_path, caplog):
+    for case, labels in (("a", 0 * anatomy_zyx()), ("b", anatomy_zyx())):
+        save(tmp_path / case / "image.nii.gz", scan_zyx())
+        save(tmp_path / case / "labels.nii.gz", labels)
+    assert len(load_labelled(tmp_path).scans) == 1
+    assert "Case a is left out" in caplog.text
+    with pytest.raises(DatasetError, match="Expected cases with labelled structures"):
+        load_labelled(tmp_path, include=["a"])
+
+
 def test_labelled_scans_are_drawn_by_the_seed(folder):
     source = load_labelled(folder / "cases")
     a, b = (source.draw(32, Dice(3, CPU)) for _ in range(2))
