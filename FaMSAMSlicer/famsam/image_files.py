@@ -12,7 +12,7 @@ import re
 import secrets
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Iterator, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,9 +176,11 @@ def _read_dicom_folder(folder: Path, series_uid: Optional[str]) -> StoredImage:
     names = series[series_uid]
     if len(names) == 1:
         return _read_simpleitk(Path(names[0]))
-    names, matrix = _ordered_slices(names, f"the series {series_uid}")
+    names, matrix, pixel_types = _ordered_slices(names, f"the series {series_uid}")
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(names)
+    if len(pixel_types) > 1:  # ITK would read all slices in the type that suits the first one's rescaling
+        reader.SetOutputPixelType(sitk.sitkFloat32)
     return StoredImage(sitk.GetArrayFromImage(reader.Execute()), matrix)
 
 
@@ -202,18 +204,20 @@ def _is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _ordered_slices(names: Sequence[str], called: str) -> Tuple[Sequence[str], NDArray[np.float64]]:
-    """A series' files along the slices' normal, and ras_from_ijk; a tilted gantry shears it, as it should."""
+def _ordered_slices(names: Sequence[str], called: str) -> Tuple[Sequence[str], NDArray[np.float64], Set[int]]:
+    """A series' files along the slices' normal, ras_from_ijk, and the pixel types that hold each slice's values as its
+    own slope and intercept make them. A tilted gantry shears the matrix, as it should."""
     import SimpleITK as sitk
 
     matrices = []
-    sizes = set()
+    sizes, pixel_types = set(), set()
     for name in names:
         reader = sitk.ImageFileReader()
         reader.SetFileName(name)
         reader.ReadImageInformation()
         matrices.append(_ras_from_ijk(reader))
         sizes.add(tuple(reader.GetSize()))
+        pixel_types.add(reader.GetPixelID())
     slices = np.stack(matrices)
     if len(sizes) > 1 or np.abs(slices[:, :3, :2] - slices[0, :3, :2]).max() > 1e-3:
         raise VolumeError(f"{called} mixes several sizes or orientations, such as localisers; it is no volume")
@@ -240,7 +244,7 @@ def _ordered_slices(names: Sequence[str], called: str) -> Tuple[Sequence[str], N
         )
     matrix = slices[order[0]].copy()
     matrix[:3, 2] = (slices[order[-1], :3, 3] - matrix[:3, 3]) / (len(names) - 1)
-    return [names[k] for k in order], matrix
+    return [names[k] for k in order], matrix, pixel_types
 
 
 def _read_numpy(path: Path, ras_from_ijk: Any) -> StoredImage:

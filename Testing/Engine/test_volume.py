@@ -400,6 +400,19 @@ def test_dicom_rescaling(tmp_path, ramp_zyx):
     np.testing.assert_allclose(read_volume(folder).voxels_zyx, ramp_zyx * 0.5)
 
 
+@pytest.mark.parametrize("scalings", [((1, 0), (0.25, 0)), ((1, 0), (300, 0)), ((1, 0), (1, 9000)), ((0.5, 0), (2, 7))])
+def test_dicom_slices_that_are_rescaled_differently(tmp_path, ramp_zyx, scalings):
+    """As in PET: every slice has a slope of its own."""
+    expected = []
+    for k, (slope, intercept) in enumerate((scalings[0], scalings[1], scalings[1])):
+        expected.append(401 * ramp_zyx[k] * float(slope) + intercept)
+        tags = {"0028|0100": "16", "0028|0101": "16", "0028|0102": "15", "0028|0103": "1", "0008|0018": f"1.2.3.{k}"}
+        tags.update({"0028|1053": str(slope), "0028|1052": str(intercept)})
+        here = LPS @ affine(origin_mm=(0, 0, k))
+        write_dicom_series(tmp_path, expected[k][None], here, file_order=(k,), tags=tags)
+    np.testing.assert_allclose(read_volume(tmp_path).voxels_zyx, expected)
+
+
 def test_a_dicom_folder_with_several_series(tmp_path, ramp_zyx, caplog):
     write_dicom_series(tmp_path, ramp_zyx[:2], SAGITTAL, uid="1.2.3")
     write_dicom_series(tmp_path, ramp_zyx, LPS, uid="1.2.4")
