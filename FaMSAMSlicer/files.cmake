@@ -7,6 +7,7 @@ set(MODULE_PYTHON_SCRIPTS
   FaMSAMSlicerLib/controller.py
   FaMSAMSlicerLib/doubt.py
   FaMSAMSlicerLib/engine.py
+  FaMSAMSlicerLib/garbage.py
   FaMSAMSlicerLib/keyboard.py
   FaMSAMSlicerLib/overlay.py
   FaMSAMSlicerLib/panel.py

@@ -3,7 +3,7 @@
 In Slicer the main thread keeps Python's interpreter lock while it waits for events: nothing else in Python runs then,
 and a worker that has given the lock away, as every operation of torch does, would get it back at the main thread's next
 few lines of Python only. So the main thread, for as long as the worker is at work, has to ``wait`` for it again and
-again.
+again. That is also when garbage is collected: the worker must not.
 
 The main thread hands over a ``Request`` that says everything: which scan, in which state the segment is, what was
 done. The worker keeps one session and finds its way to that state: by nothing at all if it is there (the usual case),
@@ -25,6 +25,7 @@ import numpy as np
 from famsam.client import Connection, ConnectionLostError, RemoteSession, session_on
 from famsam.errors import ConfigError, FamsamError
 
+from .garbage import Garbage
 from .prompts import Prompt, Prompts
 from .scans import Scan
 from .spaces import Point3
@@ -153,6 +154,7 @@ class Engine:
         self._load = load or _load_model
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="FaM-SAM")
         self._asked: List[Future[Any]] = []
+        self._garbage = Garbage()
         self._place = _Place()
         self.devices: List[Tuple[str, str]] = []
         """Where a model can run here, and what that is called; known once a model has been loaded on this machine."""
@@ -167,6 +169,9 @@ class Engine:
         """Let the worker run: until it has finished something, at most for so long."""
         if self.is_at_work:
             wait(self._asked, timeout_s, FIRST_COMPLETED)
+            self._garbage.collect()
+        if not self.is_at_work:
+            self._garbage.release()
 
     def submit(self, request: Request) -> Future[Outcome]:
         """Queue a request; its future holds the outcome or the error."""
@@ -200,8 +205,10 @@ class Engine:
     def close(self) -> None:
         """Let the thread end once it has done what it is doing."""
         self._thread.shutdown(wait=False)
+        self._garbage.release()
 
     def _ask(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        self._garbage.hold()
         future = self._thread.submit(work, *arguments)
         self._asked.append(future)
         return future

@@ -49,13 +49,10 @@ if HAVE_SLICER:
         import python_qt
         from application import Application
 
-        # Cycles that hold Qt objects must not be collected on the worker's thread, where destroying them crashes.
-        gc.collect()
-        gc.disable()
         application = Application(monkeypatch)
         yield application
         application.widget.cleanup()
+        while application.engine.is_at_work:
+            application.engine.wait(60)
         application.engine.close()
-        gc.enable()
-        gc.collect()
-        assert not python_qt.slot_errors
+        assert gc.isenabled() and not python_qt.slot_errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import threading
 import time
 from pathlib import Path
@@ -215,14 +216,14 @@ def test_what_nobody_waits_for_any_more_is_ended_too(app):
     app.effect.controller.end_preview()
     assert not app.effect.controller.has_work and app.effect._timer.isActive()
     app.widget.ui.startButton.checked = False
-    assert app.engine.is_at_work
+    assert app.engine.is_at_work and not gc.isenabled()
     gate.set()
     for _ in range(2000):
         qt_host.APPLICATION.processEvents()
-        if not app.engine.is_at_work:
+        if gc.isenabled():
             break
         time.sleep(0.005)
-    assert not app.engine.is_at_work
+    assert not app.engine.is_at_work and gc.isenabled()
 
 
 def test_the_chosen_model_device_and_precision_are_what_is_loaded(app):
