@@ -73,14 +73,12 @@ class Application:
         assert not python_qt.slot_errors
 
     def settle_as_slicer(self):
-        """The same, but the events are waited for as Slicer does it; how often the timer was due."""
-        timer, ticks = self.effect._timer, 0
+        """The same, but the events are waited for as Slicer does it."""
+        timer = self.effect._timer
         while timer.isActive():
             timer.stop()
             host.wait_for_events(timer.interval)
             self.effect._poll()
-            ticks += 1
-        return ticks
 
     def send(self, event, view, pixel=(0, 0), control=0, shift=0, key=""):
         view.interactor.SetEventInformation(pixel[0], pixel[1], control, shift, "\0", 0, key)
