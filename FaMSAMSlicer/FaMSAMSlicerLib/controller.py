@@ -81,6 +81,7 @@ class Controller(Selection):
         self._offline = ""  # what there is to say while the server cannot be reached
         self._retry_at = 0.0
         self._undoable_drag = 0
+        self._is_writing = False
 
     # --- what there is to do ---
 
@@ -233,7 +234,12 @@ class Controller(Selection):
     # --- what Slicer does ---
 
     def sync(self) -> None:
-        """Bring the views in line with the selected segment: after undo, redo, loading, selecting another one."""
+        """Bring the views in line with the selected segment: after undo, redo, loading, selecting another one.
+
+        Not while a result is written, which is half there then: that is followed by this.
+        """
+        if self._is_writing:
+            return
         self._end_proposals_of_another_state()
         self._waiting.bring_back(self.segmentation_node)
         self.points.show(self._prompts(), self.segmentation_node)
@@ -443,7 +449,11 @@ class Controller(Selection):
             self.effect.saveStateForUndo()
             self._undoable_drag = self.points.drags
         self._preview.hide()
-        write_outcome(self.effect, running.question, outcome, segment)
+        self._is_writing = True
+        try:
+            write_outcome(self.effect, running.question, outcome, segment)
+        finally:
+            self._is_writing = False
         self.sync()
         found = _("Ready") if outcome.mask_zyx.size else _("The segment is empty. Click inside the structure.")
         message, is_error = (" ".join(outcome.errors), True) if outcome.errors else (found, False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Iterator
 
 import numpy as np
 import slicer
@@ -38,4 +39,18 @@ def _write(effect: Any, node: Any, segment_id: str, labelmap: Any) -> None:
     if segment_id == effect.parameterSetNode().GetSelectedSegmentID():
         effect.modifySelectedSegmentByLabelmap(labelmap, mode)
     else:  # another one was selected while this was computed
-        effect.modifySegmentByLabelmap(node, segment_id, labelmap, mode)
+        with _selected(effect.parameterSetNode(), segment_id):
+            effect.modifySegmentByLabelmap(node, segment_id, labelmap, mode)
+
+
+@contextmanager
+def _selected(editor_node: Any, segment_id: str) -> Iterator[None]:
+    """Have a segment count as the selected one, without telling: what is editable depends on which one that is."""
+    selected, was_silent = editor_node.GetSelectedSegmentID(), editor_node.GetDisableModifiedEvent()
+    editor_node.SetDisableModifiedEvent(1)
+    editor_node.SetSelectedSegmentID(segment_id)
+    try:
+        yield
+    finally:
+        editor_node.SetSelectedSegmentID(selected)
+        editor_node.SetDisableModifiedEvent(was_silent)

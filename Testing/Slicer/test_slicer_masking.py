@@ -6,7 +6,9 @@ import host
 import numpy as np
 import pytest
 import slicer
+import vtk
 from FaMSAMSlicerLib import segments
+from FaMSAMSlicerLib.watching import Watch
 from worlds import dice
 
 EDIT_EVERYWHERE = slicer.vtkMRMLSegmentationNode.EditAllowedEverywhere
@@ -95,6 +97,40 @@ def test_every_area_with_every_overwrite_mode(make_world, area, overwrite):
     world.effect.undo()
     for name, mask in {**before, "first": np.zeros_like(clicked)}.items():
         np.testing.assert_array_equal(world.mask(name), mask, err_msg=f"{name} after undo")
+
+
+@pytest.mark.parametrize("area", ["OutsideAllSegments", "InsideAllSegments"])
+@pytest.mark.parametrize("overwrite", OVERWRITTEN)
+def test_they_hold_as_well_where_another_segment_is_selected_meanwhile(make_world, area, overwrite):
+    clicked = unmasked_result(make_world)
+    world = make_world()
+    other = half(world)
+    host.set_segment(world.segmentation, "second", other)
+    node = world.effect.node
+    node.SetMaskMode(getattr(slicer.vtkMRMLSegmentationNode, f"EditAllowed{area}"))
+    node.SetOverwriteMode(getattr(node, f"Overwrite{overwrite}"))
+    world.controller.click(world.centre(0))
+    world.select("second")
+    told = []
+    node.AddObserver(vtk.vtkCommand.ModifiedEvent, lambda caller, event: told.append(event))
+    world.settle()
+    expected = clicked & AREAS[area](other, np.zeros_like(other))
+    assert expected.any() and (expected != clicked).any()
+    np.testing.assert_array_equal(world.mask("first"), expected)
+    np.testing.assert_array_equal(world.mask("second"), other if overwrite == "None" else other & ~expected)
+    assert node.GetSelectedSegmentID() == "second" and not told and not node.GetDisableModifiedEvent()
+
+
+def test_writing_into_another_segment_is_not_taken_for_selecting_it(world):
+    """Else what is looked for in the selected one would end."""
+    watch = Watch(world.effect.node, world.controller.sync)
+    world.controller.click(world.centre(0))
+    world.select("second")
+    world.controller.propose()
+    world.settle()
+    watch.stop()
+    assert world.mask("first").any()
+    assert "cannot propose" in world.controller.status.message, "it was asked, and said so"
 
 
 def test_intensity_range(make_world):
