@@ -211,15 +211,16 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
     def _in_slice_view(self, interactor: Any, event: int, view: Any, pixel: Pixel) -> bool:
         controller = self.controller
         if event == vtk.vtkCommand.LeftButtonPressEvent:
+            self._pressed_2d = False
             if controller.points.hovered or interactor.GetShiftKey():
                 return False
             confirmed = self.scriptedEffect.confirmCurrentSegmentVisible()
             if not confirmed:
                 return False
-            self._pressed_2d = True
+            self._pressed_2d = confirmed != self.scriptedEffect.ConfirmedWithDialog  # after which the button is up
             if self._tool != "box":
                 controller.click(self._place(interactor, view, pixel), self._sign(interactor))
-            elif confirmed != self.scriptedEffect.ConfirmedWithDialog:  # the button is up again after a dialog
+            elif self._pressed_2d:
                 self._band = RubberBand(_renderer(view), pixel)
             return True
         if event == vtk.vtkCommand.LeftButtonDoubleClickEvent:  # would enlarge the view; its first half was a click

@@ -115,6 +115,23 @@ def test_no_box_hangs_on_the_pointer_after_a_dialog(app, monkeypatch):
     assert dice(app.mask(), app.balls[0]) > 0.7, "a click needs no second one"
 
 
+@pytest.mark.parametrize("release", ["of a click after a dialog", "that was lost"])
+def test_a_release_is_used_up_by_the_effect_only_after_its_own_press(app, monkeypatch, release):
+    """Else the drag of a point, which comes next, would not end."""
+    app.start()
+    view = qt_host.SliceView("Axial", app.center(0))
+    pixel = view.pixel(app.center(0))
+    effect = app.effect.scriptedEffect
+    if release == "of a click after a dialog":
+        monkeypatch.setattr(effect, "confirmCurrentSegmentVisible", lambda: effect.ConfirmedWithDialog, raising=False)
+    assert app.send("LeftButtonPressEvent", view, pixel) is True
+    app.settle()
+    if release == "that was lost":
+        app.effect.controller.points.node.GetDisplayNode().SetActiveControlPoint(0)
+        assert app.send("LeftButtonPressEvent", view, pixel) is False, "that one is for the point"
+    assert app.send("LeftButtonReleaseEvent", view, pixel) is False
+
+
 def test_a_point_is_deleted_by_its_menu(app):
     app.start()
     view = qt_host.SliceView("Axial", app.center(0))
