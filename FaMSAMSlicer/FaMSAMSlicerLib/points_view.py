@@ -6,7 +6,8 @@ segmentation's; it is not saved, and not listed.
 
 from __future__ import annotations
 
-from typing import Any, Callable, List, Optional, Tuple
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, List, Optional, Tuple
 
 import numpy as np
 import slicer
@@ -118,7 +119,8 @@ class PointsView:
         node.SetName("FaM-SAM points")
         node.SetSaveWithScene(False)
         node.SetHideFromEditors(True)
-        slicer.mrmlScene.AddNode(node)
+        with _what_is_placed_kept():
+            slicer.mrmlScene.AddNode(node)
         node.CreateDefaultDisplayNodes()
         display = node.GetDisplayNode()
         display.SetSaveWithScene(False)
@@ -174,6 +176,19 @@ class PointsView:
     def _drag_ended(self, index: Optional[int]) -> None:
         self.dragging = False
         self._moved(index)
+
+
+@contextmanager
+def _what_is_placed_kept() -> Iterator[None]:
+    """Slicer makes a list of points that is added the one into which the user's next click places a point."""
+    selection = slicer.mrmlScene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+    if selection is None:
+        yield
+        return
+    kind, node_id = selection.GetActivePlaceNodeClassName(), selection.GetActivePlaceNodeID()
+    yield
+    selection.SetReferenceActivePlaceNodeClassName(kind)
+    selection.SetReferenceActivePlaceNodeID(node_id)
 
 
 def _observe(node: Any, event: int, method: Callable[[Optional[int]], None]) -> int:

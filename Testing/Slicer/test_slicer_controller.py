@@ -358,6 +358,20 @@ def test_points_from_before_an_edit_by_another_tool_cannot_be_changed(world):
     np.testing.assert_array_equal(world.mask(), painted)
 
 
+@pytest.mark.parametrize("kind", ["vtkMRMLMarkupsLineNode", "vtkMRMLMarkupsFiducialNode", None])
+def test_what_the_user_places_markups_into_stays_the_same(world, kind):
+    selection = slicer.mrmlScene.GetNodeByID("vtkMRMLSelectionNodeSingleton")
+    if kind is not None:
+        slicer.mrmlScene.AddNewNodeByClass(kind, "the user's")
+    before = selection.GetActivePlaceNodeClassName(), selection.GetActivePlaceNodeID()
+    assert kind is None or (before[0] == kind and before[1])
+    world.click(world.centre(0))
+    assert world.controller.points.node is not None
+    assert (selection.GetActivePlaceNodeClassName(), selection.GetActivePlaceNodeID()) == before
+    world.controller.close()
+    assert (selection.GetActivePlaceNodeClassName(), selection.GetActivePlaceNodeID()) == before
+
+
 def test_hidden_points_stay_hidden(world):
     world.click(world.centre(0))
     world.controller.points.visible = False
