@@ -50,6 +50,9 @@ class ProposalOptions:
     """Of two candidates that overlap (IoU) by more, the better one stays."""
     least_voxels: int = 20
     """Candidates of fewer voxels are left out."""
+    finest_voxels: float = 0.5
+    """Seeds are looked for in views no finer than this share of the scan's median voxel spacing: noise that is enlarged
+    looks like structures."""
 
     def __post_init__(self) -> None:
         if min(self.most, self.views, self.per_view, self.closely) < 1 or not 0 < self.overlap <= 1:
@@ -92,7 +95,7 @@ class _Found(NamedTuple):
 def candidates_of(segmenter: Segmenter, frame: CanonicalFrame, options: ProposalOptions) -> List[Candidate]:
     """Candidates of a scan, the most trusted first; see ``Session.propose``."""
     scouted: List[_Found] = []
-    for view in _views(segmenter, options.views):
+    for view in _views(segmenter, options):
         for seed in _seeds(view, segmenter, options):
             scouted.append(_Found(*segmenter.scouted(seed), seed))
     looked: List[_Found] = []
@@ -116,19 +119,19 @@ def _distinct(found: Sequence[_Found], most: int, overlap: float) -> List[_Found
     return kept
 
 
-def _views(segmenter: Segmenter, most: int) -> List[CropBox]:
-    """The whole scan, and a regular cover of it by views of half the spacing, cut off at ``most``."""
+def _views(segmenter: Segmenter, options: ProposalOptions) -> List[CropBox]:
+    """The whole scan, and a regular cover of it by views of half the spacing."""
     chooser, grid = segmenter.chooser, segmenter.grid
     middle = (np.asarray(grid.size_zyx) - 1) / 2
     views = [chooser.around(middle, chooser.coarsest_mm, middle)]
-    spacing = max(views[0].spacing_mm / 2, chooser.finest_mm)
+    spacing = max(views[0].spacing_mm / 2, options.finest_voxels * chooser.voxel_mm)
     if spacing < 0.75 * views[0].spacing_mm:
         reach = chooser.size * spacing / grid.spacing_zyx_mm
         counts = [max(1, math.ceil(n / r - 0.1)) for n, r in zip(grid.size_zyx, reach)]
         places = [(np.arange(count) + 0.5) / count * n - 0.5 for count, n in zip(counts, grid.size_zyx)]
         for centre in itertools.product(*places):
             views.append(chooser.around(np.asarray(centre), spacing, centre))
-    return list(dict.fromkeys(views))[:most]
+    return list(dict.fromkeys(views))[: options.views]
 
 
 def _seeds(view: CropBox, segmenter: Segmenter, options: ProposalOptions) -> List[Prompts]:

@@ -68,6 +68,8 @@ class SegmenterOptions:
     closely around every further prompt."""
     thin_tiles: int = 2
     """At most so many tiles do that."""
+    thin_voxels: float = 0.5
+    """No such tile is finer than this share of the scan's median voxel spacing."""
     cached_embeddings: int = 16
     """Embeddings kept, least recently used ones dropped first (about 10 MB each)."""
 
@@ -384,7 +386,8 @@ class Segmenter:
         if not (self.model.takes_boxes and POSITIVE in labels):
             points, labels = _with_middles(points, labels)
         crop_points = view.points_to_crop(points, self.grid)
-        in_view = np.all((crop_points >= -0.5) & (crop_points <= view.size - 0.5), axis=1)
+        rounding = 1e-6  # a click on a face of the scan is in a view that ends there
+        in_view = np.all((crop_points >= -0.5 - rounding) & (crop_points <= view.size - 0.5 + rounding), axis=1)
         is_corner = (labels == BOX_LOWER) | (labels == BOX_UPPER)
         in_view = in_view | is_corner if self.model.takes_boxes else in_view & ~is_corner
         crop_points, labels, newest_seen = crop_points[in_view], labels[in_view], bool(in_view[-1])
@@ -436,7 +439,8 @@ class Segmenter:
         if self.model.spacing_mm is not None or not self.model.one_way or previous.mask.box_zyx is None:
             return None
         foreground = (logits[0, 0] > 0).numpy()
-        if view.spacing_mm < 1.99 * self.chooser.finest_mm or not is_thin(foreground, self.options.thin_share):
+        too_fine = view.spacing_mm < 1.99 * self.options.thin_voxels * self.chooser.voxel_mm
+        if too_fine or not is_thin(foreground, self.options.thin_share):
             return None
         at = (view.points_to_crop(prompts.points_zyx[-1], self.grid) + 0.5) * len(foreground) / view.size - 0.5
         return Tiling(view, logits, 2, self.options.thin_tiles, at)

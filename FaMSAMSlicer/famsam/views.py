@@ -41,8 +41,9 @@ class ViewOptions:
     """An object this close to a face of the view is taken to go on behind it."""
     lattice_share: float = 0.125
     """Centres lie on a lattice of this share of the view's edge."""
-    finest_voxels: float = 0.5
-    """No view is finer than this share of the scan's median voxel spacing."""
+    finest_voxels: float = 0.25
+    """No view is finer than this share of the scan's median voxel spacing. Below 1, what spans few voxels is enlarged to
+    the size that the model has learnt to see."""
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest_share < self.wanted_share < 1 or self.ladder_ratio <= 1:
@@ -61,7 +62,8 @@ class ViewChooser:
     def __init__(self, grid: Grid, options: ViewOptions, fixed_spacing_mm: Optional[float], size: int) -> None:
         self.grid, self.options, self.fixed, self.size = grid, options, fixed_spacing_mm, size
         self.extent_mm = np.asarray(grid.size_zyx) * grid.spacing_zyx_mm
-        self.finest_mm = self._on_ladder(options.finest_voxels * float(np.median(grid.spacing_zyx_mm)), math.ceil)
+        self.voxel_mm = float(np.median(grid.spacing_zyx_mm))
+        self.finest_mm = self._on_ladder(options.finest_voxels * self.voxel_mm, math.ceil)
         self.coarsest_mm = max(self.finest_mm, self._on_ladder(float(self.extent_mm.max()) / (0.9 * size), math.ceil))
 
     def first(self, point_zyx: ArrayLike) -> List[CropBox]:

@@ -122,8 +122,8 @@ def test_large_scans_are_looked_at_piece_by_piece(model):
     from famsam.segmenter import Segmenter
 
     segmenter = Segmenter(model, noisy_volume(np.diag([4.0, 4.0, 8.0, 1.0])))
-    views = _views(segmenter, most=99)
-    assert len(set(views)) == len(views) > 1 and _views(segmenter, most=1) == views[:1]
+    views = _views(segmenter, ProposalOptions(views=99))
+    assert len(set(views)) == len(views) > 1 and _views(segmenter, ProposalOptions(views=1)) == views[:1]
     seen = np.zeros(segmenter.grid.size_zyx, bool)
     seen[box_slices(views[0].image_box(segmenter.grid))] = True
     assert seen.all(), "the first view shows the whole scan"
@@ -162,7 +162,7 @@ def test_a_candidate_is_what_a_click_on_its_seed_shows(model):
     segmenter = Segmenter(model, volume)
     nothing = segmenter.start()
     options = ProposalOptions(views=1, per_view=3, least_quality=0.0)
-    seeds = _seeds(_views(segmenter, most=1)[0], segmenter, options)
+    seeds = _seeds(_views(segmenter, ProposalOptions(views=1))[0], segmenter, options)
     assert 1 <= len(seeds) <= 5, "three peaks, and two coarse masks that may have the same seeds"
     shown = [segmenter.step(seed, nothing, nothing.mask).mask.dense() for seed in seeds]
     candidates = session_of(model, volume).propose(options)

@@ -672,6 +672,13 @@ def test_padding_stands_for_a_newest_click_that_a_view_does_not_show():
     assert labels.tolist() == [POSITIVE] and len(points) == 1
 
 
+def test_a_click_on_a_face_of_a_view_is_seen_whatever_way_numbers_are_rounded():
+    segmenter = Segmenter(Famsam().eval(), scan_of(np.zeros((40, 40, 400), bool), (1.0, 1.0, 1.0)))
+    view = segmenter.chooser.around(np.array([20.0, 20, 20]), 1.0, (20, 20, 20))
+    click = view.points_from_crop((10.0, 10.0, view.size - 0.5), segmenter.grid)[None] + 1e-9
+    assert segmenter._points_in(view, Prompts(click, (POSITIVE,)))[1].tolist() == [POSITIVE]
+
+
 def test_a_model_without_boxes_gets_a_click_in_the_middle():
     size, spacing = (60, 60, 120), (1.5, 1.5, 1.5)
     mm = mm_of(size, spacing)
@@ -683,10 +690,10 @@ def test_a_model_without_boxes_gets_a_click_in_the_middle():
 def test_the_mask_started_from_keeps_its_pieces():
     size, spacing = (60, 60, 80), (1.5, 1.5, 1.5)
     mm = mm_of(size, spacing)
-    left, right = ball(mm, (45, 45, 35), 12), ball(mm, (45, 45, 75), 12)
+    left, right = ball(mm, (45, 45, 36), 6), ball(mm, (45, 45, 51), 6)  # in one view, since there is no closer one
     segmenter = Segmenter(ThresholdModel(), scan_of(left | right, spacing))
-    base = CompactMask.of(size, ball(mm, (45, 45, 75), 7))
-    mask = run(segmenter, [(30, 30, 23)], base=base)[-1].mask.dense()
+    base = CompactMask.of(size, ball(mm, (45, 45, 51), 4))
+    mask = run(segmenter, [(30, 30, 24)], base=base)[-1].mask.dense()
     assert dice(mask, left | right) > 0.95, "the piece begun in the mask is refined and stays"
 
 
