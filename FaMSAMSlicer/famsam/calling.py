@@ -18,7 +18,8 @@ from .model.base import Embedding, PromptableModel
 from .runtime import autocast, reconsider_threads
 
 PROMPT_COUNTS = (4, 16, 64)
-"""On a GPU a decode has one of these numbers of prompts, the first ones padding, so that a recorded one fits."""
+"""On a GPU a decode has one of these numbers of prompts, or a multiple of the last, the first ones padding, so that a
+recorded one fits."""
 
 
 class ModelCaller:
@@ -87,7 +88,8 @@ class ModelCaller:
 
 
 def padded(points_N3: Tensor, labels_N: Tensor) -> Tuple[Tensor, Tensor]:
-    """Prompts after padding up to the next of ``PROMPT_COUNTS``; more than the largest stay as many as they are."""
-    count = len(labels_N)
-    padding = next((wanted for wanted in PROMPT_COUNTS if wanted >= count), count) - count
+    """Prompts after padding up to the next of ``PROMPT_COUNTS``, or of the multiples of the largest."""
+    count, largest = len(labels_N), PROMPT_COUNTS[-1]
+    wanted = next((wanted for wanted in PROMPT_COUNTS if wanted >= count), -(-count // largest) * largest)
+    padding = wanted - count
     return F.pad(points_N3, (0, 0, padding, 0)), F.pad(labels_N, (padding, 0), value=-1)

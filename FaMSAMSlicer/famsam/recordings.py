@@ -1,4 +1,4 @@
-"""What a function computes on a GPU, recorded once for each set of shapes and replayed (CUDA graphs).
+"""What a function computes on a GPU, recorded for each set of shapes that comes again, and replayed (CUDA graphs).
 
 A network as small as ours spends most of its time on a GPU waiting for the next kernel to be named; a recording names
 them all at once. Arguments and results may be tensors, None, and dataclasses or tuples of them.
@@ -12,7 +12,7 @@ import logging
 import threading
 from collections import OrderedDict
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Iterator, List, NamedTuple, Optional, Set, Tuple
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ RECORDED = ("encode", "decode")
 logger = logging.getLogger(__name__)
 
 _recording = threading.Lock()  # one at a time, since all of them are made on the same stream
+_playing = threading.Lock()  # likewise, since all of them compute in the same memory: results are copied in between
 
 
 def record_calls(model: PromptableModel, record: Optional[Recorder] = None) -> None:
@@ -77,9 +78,9 @@ class _Recording(NamedTuple):
 
 
 class Recordings:
-    """A function, recorded for each set of shapes that it is called with; results are copies, free to be kept.
+    """A function, recorded for each set of shapes that it is called with twice; results are copies, free to be kept.
 
-    What cannot be recorded is called as it is.
+    What cannot be recorded, or comes for the first time and perhaps never again, is called as it is.
 
     Args:
         function: of tensors; it must compute the same kernels whatever the tensors hold.
@@ -90,14 +91,17 @@ class Recordings:
     def __init__(self, function: Callable[..., Any], record: Recorder, most: int = MOST) -> None:
         self.function, self.record, self.most = function, record, most
         self._kept: OrderedDict[Any, Optional[_Recording]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._seen: Set[Any] = set()
 
     def __call__(self, *arguments: Any) -> Any:
-        with self._lock, torch.inference_mode():
+        with _playing, torch.inference_mode():
             return self._called(arguments)
 
     def _called(self, arguments: Tuple[Any, ...]) -> Any:
         shapes = _shapes(arguments)
+        if shapes not in self._seen:
+            self._seen.add(shapes)
+            return self.function(*arguments)
         if shapes not in self._kept:
             self._kept[shapes] = self._recorded(arguments)
             while len(self._kept) > self.most:

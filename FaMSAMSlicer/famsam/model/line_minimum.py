@@ -8,6 +8,7 @@ Triton 3 (it comes with PyTorch on Linux), and on a CPU, all pairs are written o
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 from typing import Any, Optional
 
 import torch
@@ -63,10 +64,12 @@ def _run_kernel(values: Tensor, axis: int, cost: Optional[Tensor]) -> None:
     padded = 1 << (length - 1).bit_length()
     block = max(1, PAIRS_AT_ONCE // padded**2)
     choices, per_cost = (1, 1) if cost is None else (values.shape[1], cost[0].numel() // (length * inner))
-    _kernel()[(-(-lines // block),)](
-        values, values if cost is None else cost, lines, length, inner, choices, per_cost,
-        SQUARED=cost is None, PADDED=padded, BLOCK=block,
-    )
+    # Triton launches on the current device, whichever the tensors are on.
+    with torch.cuda.device(values.device) if values.is_cuda else nullcontext():
+        _kernel()[(-(-lines // block),)](
+            values, values if cost is None else cost, lines, length, inner, choices, per_cost,
+            SQUARED=cost is None, PADDED=padded, BLOCK=block,
+        )
 
 
 @functools.cache

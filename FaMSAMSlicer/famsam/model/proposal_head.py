@@ -125,7 +125,8 @@ def pick_seeds(
     order_N = quality_N.argsort(descending=True, stable=True)
     order_N = order_N[quality_N[order_N] >= least_quality][: 16 * most]
     size = maps.features_BCzyx.shape[2:]
-    logits_Nzyx = maps.coarse_logits(order_N[None])[0] if len(order_N) else torch.zeros((0, *size))
+    none = torch.zeros((0, *size), device=order_N.device)
+    logits_Nzyx = maps.coarse_logits(order_N[None])[0] if len(order_N) else none
     foreground_NV = (logits_Nzyx > 0).flatten(1).float()
     shared_NN = foreground_NV @ foreground_NV.T
     areas_N = foreground_NV.sum(1)
