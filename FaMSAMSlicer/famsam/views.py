@@ -42,8 +42,8 @@ class ViewOptions:
     lattice_share: float = 0.125
     """Centres lie on a lattice of this share of the view's edge."""
     finest_voxels: float = 0.25
-    """No view is finer than this share of the scan's median voxel spacing. Below 1, what spans few voxels is enlarged to
-    the size that the model has learnt to see."""
+    """No view is finer than this share of the scan's median voxel spacing: below 1, what spans few voxels is enlarged
+    to the size that the model has learnt to see."""
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest_share < self.wanted_share < 1 or self.ladder_ratio <= 1:
