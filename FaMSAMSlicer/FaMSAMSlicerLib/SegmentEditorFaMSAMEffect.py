@@ -139,6 +139,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         self.controller.choice = model_choice(settings())
         self.controller.points.visible = settings().pointsVisible
         self.controller.points.on_menu = self._point_menu
+        self.controller.points.is_button_down = lambda: bool(qt.QApplication.mouseButtons())
         self.controller.doubt_visible = self.panel.ui.doubtButton.checked
         self._timer, self._rest = qt.QTimer(), qt.QTimer()
         self._timer.setSingleShot(True)

@@ -68,7 +68,7 @@ class Controller(Selection):
         self.engine = engine
         self.choice = ModelChoice()
         self.status = Status()
-        self.points = PointsView(self.move_point, self.remove_point, self.clear_points)
+        self.points = PointsView(self.move_point, self.remove_point, self.clear_points, self.sync)
         self._on_status = on_status
         self.doubt_visible = False  # takes effect with the next ``sync``
         self._preview = Overlay(PREVIEW)

@@ -28,6 +28,8 @@ class PointsView:
         on_moved: called with the point's number and its new position.
         on_removed: called with the number of a point that the user deleted.
         on_cleared: called when the user deleted all of them at once.
+        on_dragged: called when a drag has ended, to ``show`` where the prompts are: a move may have been refused, or
+            all points dragged at once, which moves no prompt.
     """
 
     def __init__(
@@ -35,8 +37,12 @@ class PointsView:
         on_moved: Callable[[int, Point3], None],
         on_removed: Callable[[int], None],
         on_cleared: Callable[[], None],
+        on_dragged: Callable[[], None],
     ) -> None:
         self._on_moved, self._on_removed, self._on_cleared = on_moved, on_removed, on_cleared
+        self._on_dragged = on_dragged
+        self.is_button_down: Callable[[], bool] = lambda: True
+        """Whether a button of the mouse is pressed; what begins without one, by a key, has no end."""
         self.on_menu: Callable[[], None] = lambda: None
         """Called when the user right-clicks a point, the hovered one; Slicer has no menu for nodes it does not list."""
         self._node: Any = None
@@ -170,12 +176,12 @@ class PointsView:
             self._on_removed(index)
 
     def _drag_started(self, index: Optional[int]) -> None:
-        self.dragging = True
+        self.dragging = self.is_button_down()
         self.drags += 1
 
     def _drag_ended(self, index: Optional[int]) -> None:
         self.dragging = False
-        self._moved(index)
+        self._on_dragged()
 
 
 @contextmanager

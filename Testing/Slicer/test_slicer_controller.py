@@ -8,6 +8,7 @@ import host
 import numpy as np
 import pytest
 import slicer
+import vtk
 from FaMSAMSlicerLib.controller import Controller
 from FaMSAMSlicerLib.engine import Engine, ModelChoice, Step
 from region_model import RegionModel
@@ -83,6 +84,57 @@ def test_a_drag_is_one_step_for_undo(world):
     world.controller.sync()
     np.testing.assert_array_equal(world.mask(), before)
     assert world.controller.state.prompts[0]["ras_mm"] == pytest.approx(world.centre(0))
+
+
+def shown(world):
+    return slicer.util.arrayFromMarkupsControlPoints(world.controller.points.node)
+
+
+def test_a_point_moved_by_a_key_follows_undo(world):
+    """Slicer's key S (to this slice) begins like a drag, but does not end."""
+    world.click(world.centre(0))
+    node = world.controller.points.node
+    world.controller.points.is_button_down = lambda: False
+    node.InvokeEvent(node.PointStartInteractionEvent)
+    node.SetNthControlPointPosition(0, *world.centre(0, (2, 0, 0)))
+    world.settle()
+    assert world.controller.state.prompts[0]["ras_mm"] == pytest.approx(world.centre(0, (2, 0, 0)))
+    world.effect.undo()
+    world.controller.sync()
+    assert shown(world)[0] == pytest.approx(world.centre(0))
+
+
+def test_all_points_dragged_at_once_go_back(world):
+    """As Slicer's middle button drags them: no prompt is moved."""
+    world.click(world.centre(0))
+    world.click(world.centre(1))
+    before, mask, node = shown(world), world.mask(), world.controller.points.node
+    node.InvokeEvent(node.PointStartInteractionEvent)
+    there = vtk.vtkPoints()
+    for place in before + 5:
+        there.InsertNextPoint(place)
+    node.SetControlPointPositionsWorld(there)
+    np.testing.assert_allclose(shown(world), before + 5)
+    node.InvokeEvent(node.PointEndInteractionEvent)
+    np.testing.assert_allclose(shown(world), before)
+    world.settle()
+    np.testing.assert_array_equal(world.mask(), mask)
+
+
+def test_a_drag_that_is_refused_goes_back_when_it_ends(world):
+    world.click(world.centre(0))
+    painted = world.mask()
+    painted[2:5, 2:6, 2:6] = True
+    host.set_segment(world.segmentation, "first", painted)
+    node = world.controller.points.node
+    node.InvokeEvent(node.PointStartInteractionEvent)
+    node.SetNthControlPointPosition(0, *world.centre(1))
+    world.settle()
+    assert world.controller.status.is_error and shown(world)[0] == pytest.approx(world.centre(1)), (
+        "still at the pointer"
+    )
+    node.InvokeEvent(node.PointEndInteractionEvent)
+    assert shown(world)[0] == pytest.approx(world.centre(0))
 
 
 def test_deleting_a_point_in_a_view_restores_the_mask_without_it(world):

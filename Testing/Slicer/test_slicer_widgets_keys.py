@@ -10,7 +10,7 @@ import slicer
 pytest.importorskip("PySide6", reason="the panels run on PySide6 (pip install PySide6-Essentials)")
 
 import qt_host
-from PySide6 import QtWidgets
+from PySide6 import QtCore, QtWidgets
 from worlds import dice
 
 
@@ -130,6 +130,16 @@ def test_a_release_is_used_up_by_the_effect_only_after_its_own_press(app, monkey
         app.effect.controller.points.node.GetDisplayNode().SetActiveControlPoint(0)
         assert app.send("LeftButtonPressEvent", view, pixel) is False, "that one is for the point"
     assert app.send("LeftButtonReleaseEvent", view, pixel) is False
+
+
+def test_a_drag_needs_a_button_of_the_mouse(app, monkeypatch):
+    app.start()
+    app.click(qt_host.SliceView("Axial", app.center(0)), app.center(0))
+    points = app.effect.controller.points
+    for pressed in (QtCore.Qt.NoButton, QtCore.Qt.LeftButton, QtCore.Qt.MiddleButton):
+        monkeypatch.setattr(QtWidgets.QApplication, "mouseButtons", lambda pressed=pressed: pressed)
+        points.node.InvokeEvent(points.node.PointStartInteractionEvent)
+        assert points.dragging == (pressed != QtCore.Qt.NoButton)
 
 
 def test_a_point_is_deleted_by_its_menu(app):
