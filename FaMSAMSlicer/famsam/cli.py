@@ -282,7 +282,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--negative", action=_AppendPrompt, const="negative", dest="prompts", type=triple, metavar="R,A,S",
                    help="a click beside the structure")
     p.add_argument("--box", action=_AppendPrompt, const="box", dest="prompts",
-                   type=_numbers(6, "R0,A0,S0,R1,A1,S1"), metavar="R0,A0,S0,R1,A1,S1", help="a box around it")
+                   type=_numbers(6, "R0,A0,S0,R1,A1,S1"), metavar="R0,A0,S0,R1,A1,S1",
+                   help="two opposite corners of a box around it")
     p.add_argument("--start", type=Path, help="a mask on the image's grid to refine")
     p.add_argument("--restore", type=Path, help="prompts that --save-prompts wrote")
     p.add_argument("--save-prompts", type=Path, help="write the prompts as JSON")

@@ -171,15 +171,12 @@ class RemoteSession:
         """Click at a point: include (positive) or exclude (negative) what is there."""
         return self._verb("POST", "/points", {"point_ras_mm": _numbers(point_ras_mm), "positive": bool(positive)})
 
-    def add_box(self, corner_ras_mm: Point3, opposite_ras_mm: Point3) -> RemoteResult:
-        """Frame the structure: lower and upper corner, each coordinate of the first below the second's."""
-        lower, upper = _numbers(corner_ras_mm), _numbers(opposite_ras_mm)
-        if any(a >= b for a, b in zip(lower, upper)):
-            raise PromptError(
-                f"Expected a box's lower corner and then its upper one, each RAS coordinate growing; got {lower} and "
-                f"{upper}. Swap the coordinates that fall."
-            )
-        return self._verb("POST", "/boxes", {"corners_ras_mm": [lower, upper]})
+    def add_box(self, corner_ras_mm: Point3, opposite_ras_mm: Point3, along_scan: bool = False) -> RemoteResult:
+        """Frame the structure by two opposite corners, in any order, of a box along the RAS axes or the scan's own."""
+        body: Dict[str, Any] = {"corners_ras_mm": [_numbers(corner_ras_mm), _numbers(opposite_ras_mm)]}
+        if along_scan:
+            body["along_scan"] = True
+        return self._verb("POST", "/boxes", body)
 
     def set_mask(self, mask_zyx: Any) -> RemoteResult:
         """Start from a mask that is already there, (z, y, x) on the image grid; earlier prompts end (undo returns)."""

@@ -15,6 +15,9 @@ from .volume import Volume
 
 Point3 = Sequence[float]
 
+_FLAT = 1e-6
+"""A side shorter than this, in millimetres or voxels, is no side."""
+
 
 @dataclass(frozen=True)
 class PointPrompt:
@@ -52,29 +55,44 @@ class BoxPrompt:
 
     lower_ras_mm: Tuple[float, float, float]
     upper_ras_mm: Tuple[float, float, float]
-    """Two opposite corners, RAS millimetres."""
+    """Two opposite corners, RAS millimetres. Only if the scan lies along the RAS axes do all coordinates grow."""
 
     @classmethod
-    def between(cls, corner_ras_mm: Point3, opposite_ras_mm: Point3, volume: Volume) -> BoxPrompt:
-        """A box on a scan; each coordinate of the first corner is below the second's.
+    def between(
+        cls, corner_ras_mm: Point3, opposite_ras_mm: Point3, volume: Volume, along_scan: bool = False
+    ) -> BoxPrompt:
+        """The smallest box on a scan that holds the one between two opposite corners, which may come in any order.
+
+        Args:
+            corner_ras_mm, opposite_ras_mm: the corners.
+            volume: the scan.
+            along_scan: the box between them lies along the scan's own axes, as drawn on the scan's slices, instead of
+                along the RAS axes.
 
         Raises:
-            PromptError: it does not overlap the scan, is inside out or flat, or has no corners at all.
+            PromptError: it does not overlap the scan, is flat, or has no corners at all.
         """
-        lower, upper = _coordinates(corner_ras_mm), _coordinates(opposite_ras_mm)
-        if any(a >= b for a, b in zip(lower, upper)):
-            raise PromptError(
-                f"Expected a box's lower corner and then its upper one, each RAS coordinate growing; got {lower} and "
-                f"{upper}, which is inside out or flat. Swap the coordinates that fall."
-            )
+        given = np.array([_coordinates(corner_ras_mm), _coordinates(opposite_ras_mm)])
+        corners = given if along_scan else np.sort(given, axis=0)
         grid = volume.canonical.grid
-        corners = grid.zyx_from_ras_points([lower, upper])
-        if (corners.max(0) < -0.5).any() or (corners.min(0) > np.asarray(grid.size_zyx) - 0.5).any():
+        seen = grid.zyx_from_ras_points(corners)
+        sides = np.ptp(seen if along_scan else corners, axis=0)
+        if sides.min() < _FLAT:
+            raise PromptError(
+                f"Expected two opposite corners of a box that is flat in no direction; got {_listed(given)}. Give two "
+                "that differ in every coordinate."
+            )
+        if not along_scan:
+            seen = grid.zyx_from_ras_points(np.stack(np.meshgrid(*corners.T), axis=-1).reshape(8, 3))
+        lower, upper = seen.min(0), seen.max(0)
+        if (upper < -0.5).any() or (lower > np.asarray(grid.size_zyx) - 0.5).any():
             low, high = _extent_ras_mm(volume)
             raise PromptError(
-                f"Expected a box that overlaps the image, which spans RAS {low} to {high} mm; got {lower} to {upper}."
+                f"Expected a box that overlaps the image, which spans RAS {low} to {high} mm; got {_listed(given)}."
             )
-        return cls(lower, upper)
+        if not np.allclose(np.ptp(grid.zyx_from_ras_points(corners), axis=0), upper - lower, rtol=0, atol=_FLAT):
+            corners = grid.ras_from_zyx_points([lower, upper]).round(6)
+        return cls(*(_coordinates(corner) for corner in corners))
 
     def to_dict(self) -> Dict[str, Any]:
         return {"type": "box", "lower_ras_mm": list(self.lower_ras_mm), "upper_ras_mm": list(self.upper_ras_mm)}
@@ -93,7 +111,7 @@ def prompt_from_dict(entry: Dict[str, Any], volume: Volume) -> Prompt:
     if entry["type"] == "point":
         return PointPrompt.at(entry["ras_mm"], entry["positive"], volume)
     if entry["type"] == "box":
-        return BoxPrompt.between(entry["lower_ras_mm"], entry["upper_ras_mm"], volume)
+        return BoxPrompt.between(entry["lower_ras_mm"], entry["upper_ras_mm"], volume, along_scan=True)
     raise PromptError(f'Expected a prompt of type "point" or "box", got {entry["type"]!r}.')
 
 
@@ -124,6 +142,10 @@ def _coordinates(point_ras_mm: Point3) -> Tuple[float, float, float]:
     if not np.isfinite([r, a, s]).all():
         raise PromptError(f"Expected finite coordinates (R, A, S) in millimetres, got {(r, a, s)}.")
     return r, a, s
+
+
+def _listed(points_ras_mm: NDArray[np.float64]) -> str:
+    return " and ".join(str(tuple(point)) for point in points_ras_mm.tolist())
 
 
 def _extent_ras_mm(volume: Volume) -> Tuple[Tuple[float, ...], Tuple[float, ...]]:

@@ -178,9 +178,16 @@ class Session:
         """Click at a point: include (positive) or exclude (negative) what is there."""
         return self._commit(self._extended(self._state, PointPrompt.at(point_ras_mm, positive, self.volume)))
 
-    def add_box(self, corner_ras_mm: Point3, opposite_ras_mm: Point3) -> Result:
-        """Frame the structure: lower and upper corner, each coordinate of the first below the second's."""
-        return self._commit(self._extended(self._state, BoxPrompt.between(corner_ras_mm, opposite_ras_mm, self.volume)))
+    def add_box(self, corner_ras_mm: Point3, opposite_ras_mm: Point3, along_scan: bool = False) -> Result:
+        """Frame the structure by two opposite corners, in any order.
+
+        Args:
+            corner_ras_mm, opposite_ras_mm: corners of a box along the RAS axes; on a tilted scan the smallest box along
+                its own axes that holds it is the prompt.
+            along_scan: they are corners of a box along the scan's own axes, as drawn on its slices.
+        """
+        box = BoxPrompt.between(corner_ras_mm, opposite_ras_mm, self.volume, along_scan)
+        return self._commit(self._extended(self._state, box))
 
     def set_mask(self, mask_zyx: Any) -> Result:
         """Start from a mask that is already there, (z, y, x) on the image grid; earlier prompts end (undo returns).

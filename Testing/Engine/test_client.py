@@ -71,6 +71,7 @@ def test_verbs_agree_with_a_local_session(remote: RemoteSession, model: Any, mat
         lambda s: s.redo(),
         lambda s: s.remove_point(0),
         lambda s: s.add_box(centre - 6, centre + 6),
+        lambda s: s.add_box((matrix @ (9, 4, 3, 1))[:3], (matrix @ (2, 12, 10, 1))[:3], along_scan=True),
         lambda s: s.set_mask(ball_zyx() > 250),
         lambda s: s.set_mask(np.where(ball_zyx() > 250, np.float32(1), np.float32(np.nan))),
         lambda s: s.add_point(centre),
@@ -102,7 +103,7 @@ def test_errors_are_those_of_a_local_session(remote: RemoteSession) -> None:
         with pytest.raises(PromptError):
             remote.add_point(bad)
     with pytest.raises(PromptError):
-        remote.add_box((5, 5, 30), (-5, -5, 20))
+        remote.add_box((5, 5, 30), (-5, -5, 30))
     with pytest.raises(PromptError):
         remote.set_mask(np.zeros((2, 2, 2)))
     with pytest.raises(SessionError):

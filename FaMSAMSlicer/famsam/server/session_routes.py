@@ -98,9 +98,9 @@ async def remove_point(request: Request, session_id: str, index: int) -> Update:
 
 @router.post("/sessions/{session_id}/boxes")
 async def add_box(request: Request, session_id: str, body: BoxRequest) -> Update:
-    """Frame the structure, along the scan's axes."""
-    corners = np.sort(np.array(body.corners_ras_mm), axis=0)
-    return await _verb(request, session_id, lambda s: s.add_box(corners[0], corners[1]), adds=1)
+    """Frame the structure."""
+    corner, opposite = body.corners_ras_mm
+    return await _verb(request, session_id, lambda s: s.add_box(corner, opposite, body.along_scan), adds=1)
 
 
 @router.put("/sessions/{session_id}/mask")

@@ -86,7 +86,12 @@ class MoveRequest(Body):
 
 
 class BoxRequest(Body):
-    corners_ras_mm: Annotated[List[Point], Field(min_length=2, max_length=2, description="two opposite corners")]
+    corners_ras_mm: Annotated[
+        List[Point], Field(min_length=2, max_length=2, description="two opposite corners, in any order")
+    ]
+    along_scan: Annotated[
+        bool, Field(description="of a box along the scan's own axes, as drawn on its slices; else along the RAS axes")
+    ] = False
 
 
 class MaskRequest(Body):
