@@ -103,6 +103,7 @@ class FaMSAMSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         node = self.logic.editor_node()
         if not self.hasObserver(node, vtk.vtkCommand.ModifiedEvent, self.on_editor_modified):
             self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self.on_editor_modified)
+        node.SetActiveEffectName("")  # a scene may have been saved, and loaded, with an active one
         self.editor.setMRMLSegmentEditorNode(node)
         self.editor.updateWidgetFromMRML()
         self.editor.setupViewObservations()
@@ -171,6 +172,8 @@ class FaMSAMSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         """The scene is a new, empty one, or another has been loaded into it."""
         if self.parent.isEntered:
             self.enter()
+        else:  # a scene that was saved while clicking must not start that in another module
+            self.logic.editor_node().SetActiveEffectName("")
 
     def say(self, message: str) -> None:
         """Show a message under the start button."""

@@ -204,6 +204,39 @@ def test_a_scene_loaded_into_this_one_leaves_the_module_usable(app, tmp_path):
     assert host.segment_mask(app.node, app.effect.controller.segment_id, app.balls[0].shape).any()
 
 
+@pytest.fixture
+def scene_saved_while_clicking(app, tmp_path):
+    app.start()
+    for node in (app.volume, app.node):
+        node.AddDefaultStorageNode()
+    slicer.mrmlScene.SetRootDirectory(str(tmp_path))
+    assert app.widget.logic.editor_node().GetActiveEffectName() == "FaM-SAM"
+    assert slicer.mrmlScene.WriteToMRB(str(tmp_path / "scene.mrb"))
+    return str(tmp_path / "scene.mrb")
+
+
+@pytest.mark.parametrize("where", ["in another module", "in this one", "in this one, clicking", "before it was shown"])
+def test_a_scene_saved_while_clicking_starts_nothing_when_it_is_loaded(app, scene_saved_while_clicking, where):
+    editor, button = app.widget.editor, app.widget.ui.startButton
+    if where != "in this one, clicking":
+        button.checked = False
+    if where in ("in another module", "before it was shown"):
+        app.widget.exit()
+        app.parent.isEntered = False
+    if where == "before it was shown":
+        editor.setMRMLSegmentEditorNode(None)
+        app.widget.removeObservers()
+    assert slicer.mrmlScene.ReadFromMRB(scene_saved_while_clicking)
+    if where == "before it was shown":
+        app.widget.enter()
+    editor._follow_node()  # as Slicer's widget does once the scene is there
+    assert editor.activeEffect() is None and not button.checked and button.text == "Start clicking"
+    app.parent.isEntered = True
+    app.widget.enter()
+    app.start()
+    assert editor.activeEffect() is not None and button.checked and button.text == "Stop clicking"
+
+
 def test_a_scene_saved_without_this_effect_takes_nothing_away(app):
     app.start()
     app.ui.negativeButton.click()
