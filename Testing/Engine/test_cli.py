@@ -150,7 +150,7 @@ def test_output_for_people(scan, weights, tmp_path, capsys):
     "arguments, message",
     [
         (["--point=500,0,0"], "inside the image"),
-        (["--box=9,9,9,3,3,3"], "inside out"),
+        (["--box=9,9,9,3,9,3"], "flat in no direction"),
         (["--point=nan,0,0"], "finite"),
         (["--model", "nothing.pth"], "no weights file"),
         (["--restore", "nothing.json"], "nothing.json"),
@@ -317,6 +317,11 @@ def test_train_resumes_and_leaves_weights_that_segment(segment, tmp_path, capsys
     assert json.loads(capsys.readouterr().out)["step"] == 4
     code, mask, _, _ = segment("--point=-18,0,0", "--model", first["weights"])
     assert code == 0 and mask.any()
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    distill = ["distill", str(run), "--teacher", first["weights"], "--device", "cpu", "--quiet"]
+    assert cli.main(distill) == 1
+    assert "whose run famsam train began" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     config.write_text('{"train": {"speed": 11}}')
     assert cli.main([*arguments, "--config", str(config)]) == 1
     assert "speed" in capsys.readouterr().err
@@ -361,6 +366,10 @@ def test_distill_and_compare(weights, segment, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["step"] == 5
     assert cli.main(["distill", str(tmp_path / "other"), *options]) == 1
     assert "teacher" in capsys.readouterr().err
+    before = {path.name: path.read_bytes() for path in (tmp_path / "student").iterdir()}
+    assert cli.main(["train", str(tmp_path / "student"), *options, "--steps", "6"]) == 1
+    assert "whose run famsam distill began" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "student").iterdir()} == before
     assert cli.main(["compare", str(config), str(slow), "-o", str(tmp_path / "both"), "--steps", "2", *options]) == 0
     assert [row["name"] for row in json.loads(capsys.readouterr().out)["rows"]] == ["quick", "slow"]
     assert cli.main(["compare", str(config), "-o", str(tmp_path / "one"), *options]) == 1

@@ -102,10 +102,11 @@ def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
 def train(args: argparse.Namespace) -> Answer:
     """Train to the end or to the time limit, and leave the averaged weights and the curve beside the checkpoint."""
     from . import team
-    from .config import config_of_run, read_config
+    from .config import check_begun_by, config_of_run, read_config
     from .plots import learning_curve
     from .trainer import Trainer
 
+    check_begun_by("train", args.run_directory)
     device = team.join(_machine(args))
     config, model_config = read_config(args.config) if args.config else config_of_run(args.run_directory)
     config, model_config = team.given((_chosen(config, args), model_config))
@@ -125,10 +126,11 @@ def distill(args: argparse.Namespace) -> Answer:
     """
     from ..model.registry import default_config
     from . import team
-    from .config import CONFIG_NAME, TrainConfig, read_model, read_part
+    from .config import CONFIG_NAME, TrainConfig, check_begun_by, read_model, read_part
     from .distill import DistillConfig, Distiller
     from .plots import distillation_curve
 
+    check_begun_by("distill", args.run_directory)
     device = team.join(_machine(args))
     begun = args.run_directory / CONFIG_NAME
     path = args.config or (begun if begun.exists() else None)

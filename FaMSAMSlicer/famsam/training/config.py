@@ -145,6 +145,27 @@ def config_of_run(directory: Union[str, Path]) -> Tuple[TrainConfig, Any]:
     return read_config(path) if path.exists() else (TrainConfig(), FamsamConfig())
 
 
+def check_begun_by(command: str, directory: Union[str, Path]) -> None:
+    """Refuse to go on with a run that another command began; both keep more in its folder than the weights.
+
+    Args:
+        command: "train" or "distill".
+        directory: the run's folder; one without ``config.json`` holds no run yet.
+
+    Raises:
+        ConfigError: the run was begun by the other command, or its ``config.json`` cannot be read.
+    """
+    path = Path(directory) / CONFIG_NAME
+    if not path.exists():
+        return
+    began = "distill" if _part(path, "distill") else "train"
+    if began != command:
+        raise ConfigError(
+            f"Expected a new folder, or one of a run of famsam {command}, got {directory}, whose run famsam {began} "
+            f"began. Go on with famsam {began} {directory}, or name another folder."
+        )
+
+
 def read_config(path: Union[str, Path]) -> Tuple[TrainConfig, Any]:
     """A set-up from a JSON file like a run's ``config.json``; what the file leaves out has its default.
 

@@ -27,7 +27,7 @@ from ..model.config import to_plain
 from ..model.famsam import FamsamConfig
 from ..model.sam_config import FASTSAM3D, Sam3DConfig
 from . import prompting, team
-from .config import CONFIG_NAME, TrainConfig
+from .config import CONFIG_NAME, TrainConfig, check_begun_by
 from .learner import Decoded, Learner, RoundLoss, Values, label_loss, maybe_recomputed, rounds_of_clicks
 from .losses import balance
 from .sample import Dice, Source
@@ -249,6 +249,8 @@ class Distiller(Trainer):
         ConfigError: the two networks do not go together.
     """
 
+    command = "distill"
+
     def __init__(
         self,
         directory: Union[str, Path],
@@ -259,6 +261,7 @@ class Distiller(Trainer):
         device: Optional[torch.device] = None,
         workers: int = 0,
     ) -> None:
+        check_begun_by(self.command, directory)
         if not distill.teacher:
             raise ConfigError("A distillation needs the teacher's weights file, got none.")
         self.distill = distill

@@ -26,7 +26,7 @@ from ..errors import CheckpointError, ConfigError
 from ..model.base import PromptableModel
 from ..runtime import autocast
 from . import prompting, team
-from .config import CONFIG_NAME, TrainConfig, config_of_run, config_to_dict
+from .config import CONFIG_NAME, TrainConfig, check_begun_by, config_of_run, config_to_dict
 from .learner import Learner, Values, validation_scores
 from .muon import Muon
 from .pool import CropPool
@@ -97,7 +97,14 @@ class Trainer:
         device: where to train.
         start: weights that a new run starts from, see ``grow_from``; a run that has begun has its own.
         workers: processes that draw the crops, see ``CropPool``.
+
+    Raises:
+        ConfigError: the folder's run was begun by another command, or the network does not suit the configuration.
+        CheckpointError: the folder's run is damaged, or of another configuration.
     """
+
+    command = "train"
+    """The command of ``famsam`` that begins such runs."""
 
     def __init__(
         self,
@@ -110,6 +117,7 @@ class Trainer:
         workers: int = 0,
     ) -> None:
         self.directory = Path(directory)
+        check_begun_by(self.command, self.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         if config is None or model_config is None:
             own_config, own_model_config = team.given(config_of_run(self.directory))
@@ -290,7 +298,13 @@ class Trainer:
         os.replace(temporary, self.checkpoint_path)
 
     def _resume(self, checkpoint: Union[Path, BinaryIO]) -> None:
-        state = torch.load(checkpoint, map_location=self.device, weights_only=True)
+        try:
+            state = torch.load(checkpoint, map_location=self.device, weights_only=True)
+        except Exception as error:  # a damaged pickle may fail in any way
+            raise CheckpointError(
+                f"{self.checkpoint_path} is damaged or truncated ({type(error).__name__}), the run cannot go on from "
+                "it. Put a copy of it in its place, or delete it to begin the run anew, or give another folder."
+            ) from error
         try:
             model = {f"model.{name}": tensor for name, tensor in state["model"].items()}
             self.learner.load_state_dict({**model, **state.get("beside", {})})
@@ -299,12 +313,12 @@ class Trainer:
                 for own, group in zip(optimiser.param_groups, saved["param_groups"]):
                     group.update({name: own[name] for name in OWN_SETTINGS if name in own})
                 optimiser.load_state_dict(saved)
-        except (KeyError, RuntimeError, ValueError) as error:
+            self.step, self.seconds = state["step"], state["seconds"]
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"Expected {self.checkpoint_path} to hold a run of this configuration; {error}. Give the configuration "
                 "it was started with, or another folder."
             ) from error
-        self.step, self.seconds = state["step"], state["seconds"]
         if "shelves" in state.get("pool", {}):
             self.pool.resume(state["pool"])
         self.smooth.values = state.get("smooth", {})
@@ -312,13 +326,20 @@ class Trainer:
             self._forget_log()
 
     def _forget_log(self) -> None:
-        """Drop what was logged after the checkpoint: those steps are done again."""
+        """Drop what was logged after the checkpoint, since those steps are done again, and a row that was cut off."""
         path = self.directory / "log.csv"
-        if path.exists():
-            header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [row for row in rows if int(row.split(",")[0]) <= self.step]
-            with path.open("w", encoding="utf-8", newline="") as file:
-                file.writelines([header, *kept])
+        if not path.exists():
+            return
+        header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
+        if not header.strip():
+            _LOG.warning("%s is empty; the log of the steps before %d is lost.", path, self.step)
+            path.unlink()
+            return
+        whole = [row for row in rows if row.count(",") == header.count(",")]
+        if not header.startswith("step,") or not all(row.split(",")[0].isdigit() for row in whole):
+            raise ConfigError(f"Expected {path} to be the log of this run, got another file. Move it away, and go on.")
+        with path.open("w", encoding="utf-8", newline="") as file:
+            file.writelines([header, *(row for row in whole if int(row.split(",")[0]) <= self.step)])
 
     def averaged_model(self) -> PromptableModel:
         """The weights that ship."""

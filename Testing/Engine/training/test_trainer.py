@@ -589,3 +589,33 @@ def test_the_average_forgets_its_start_and_ends_with_the_given_memory(tmp_path):
         share = 1.0 if expected is None else 1 - min(0.5, (1 + n) / (10 + n))
         expected = torch.lerp(parameters(trainer) if expected is None else expected, parameters(trainer), share)
     torch.testing.assert_close(averaged(trainer), expected)
+
+
+@pytest.mark.parametrize("cut", [0, 500, -100])
+def test_a_damaged_checkpoint_says_what_to_do(tmp_path, cut):
+    Trainer(tmp_path, ball_source, SHORT, TINY).run()
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt is damaged or truncated .* delete it to begin"):
+        Trainer(tmp_path, ball_source)
+    torch.save([1, 2], path)
+    with pytest.raises(CheckpointError, match="to hold a run of this configuration"):
+        Trainer(tmp_path, ball_source)
+
+
+def test_a_log_that_was_cut_off_is_gone_on_with(tmp_path, caplog):
+    often = dataclasses.replace(SHORT, steps=4, validate_every=1, checkpoint_every=1)
+    Trainer(tmp_path, ball_source, often, TINY).run()
+    log = tmp_path / "log.csv"
+    whole = log.read_text()
+    log.write_text(whole[:-20])
+    Trainer(tmp_path, ball_source, dataclasses.replace(often, steps=5)).run()
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3, 5]
+    log.write_text("")
+    Trainer(tmp_path, ball_source, dataclasses.replace(often, steps=6)).run()
+    assert [row["step"] for row in read_log(tmp_path)] == [6]
+    assert "log.csv is empty" in caplog.text
+    for text in ("a,b\n1,2\n", "step,loss\nx,2\n"):
+        log.write_text(text)
+        with pytest.raises(ConfigError, match="to be the log of this run"):
+            Trainer(tmp_path, ball_source)
