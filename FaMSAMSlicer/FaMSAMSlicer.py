@@ -230,7 +230,7 @@ class FaMSAMSlicerTest(ScriptedLoadableModuleTest):
         from FaMSAMSlicerLib.requirements import missing
 
         if missing():
-            names = ", ".join(requirement.module for requirement in missing())
+            names = ", ".join(requirement.name for requirement in missing())
             self.skipTest(f"{names} missing here: press Install in the module's panel first")
         self.delayDisplay("A ball in noise")
         z, y, x = np.indices((64, 72, 80))

@@ -376,7 +376,7 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
         left = self._missing()
         self.panel.show_missing(bool(left))
         if left:
-            names = ", ".join(requirement.module for requirement in left)
+            names = ", ".join(requirement.name for requirement in left)
             self._show(Status(_("Missing: {names}. Press Install first.").format(names=names), is_error=True))
             return
         self.controller.warm_up()

@@ -27,6 +27,7 @@ from famsam.errors import ConfigError, FamsamError
 
 from .garbage import Garbage
 from .prompts import Prompt, Prompts
+from .requirements import check_restarted
 from .scans import Scan
 from .spaces import Point3
 
@@ -368,6 +369,7 @@ def _load_model(choice: ModelChoice) -> Any:
         connection = Connection(choice.server, choice.token or None)
         connection.get("/v1/server")  # tells at once if it is not there, or asks for another token
         return connection
+    check_restarted()
     logger.info("famsam %s from %s", famsam.__version__, famsam.__file__)
     return famsam.load_model(choice.source, device=choice.device, precision=choice.precision)
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import logging
+import platform
+import re
+import sys
 from dataclasses import dataclass
-from typing import Any, Callable, List, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import slicer
 from famsam.errors import MissingDependencyError
@@ -29,6 +33,11 @@ class Requirement:
     size_mb: int
     """About how much is downloaded."""
 
+    @property
+    def name(self) -> str:
+        """What the user is told: an older version is asked for of what may be there."""
+        return self.package if "<" in self.package else self.module
+
 
 REQUIREMENTS = (
     Requirement("torch", "torch", 200),
@@ -36,6 +45,11 @@ REQUIREMENTS = (
     Requirement("safetensors", "safetensors>=0.4", 1),
     Requirement("cc3d", "connected-components-3d>=3.12", 6),
 )
+OLD_NUMPY = Requirement("numpy", "numpy<2", 20)
+_FIRST_TORCH_FOR_NUMPY_2 = (2, 3)
+_LAST_TORCH_FOR_INTEL_MACS = (2, 2)
+"""Slicer for macOS is built for them."""
+_replaced: List[str] = []  # what there is to say where an imported package was replaced
 
 
 def missing(server: str = "") -> List[Requirement]:
@@ -43,13 +57,48 @@ def missing(server: str = "") -> List[Requirement]:
     if server:
         return []
     importlib.invalidate_caches()
-    return [requirement for requirement in REQUIREMENTS if importlib.util.find_spec(requirement.module) is None]
+    absent = [requirement for requirement in REQUIREMENTS if importlib.util.find_spec(requirement.module) is None]
+    return [*absent, OLD_NUMPY] if _numpy_is_too_new() else absent
+
+
+def check_restarted() -> None:
+    """Raises:
+    MissingDependencyError: what had been imported was replaced since; only a restart brings in the new one.
+    """
+    if _replaced:
+        raise MissingDependencyError(_replaced[-1])
+
+
+def _numpy_is_too_new() -> bool:
+    """Torch then cannot take an array, nor make one."""
+    torch, numpy = _version("torch"), _version("numpy")
+    if torch is None and (sys.platform, platform.machine()) == ("darwin", "x86_64"):
+        torch = _LAST_TORCH_FOR_INTEL_MACS
+    return torch is not None and torch < _FIRST_TORCH_FOR_NUMPY_2 and numpy is not None and numpy >= (2, 0)
+
+
+def _version(package: str) -> Optional[Tuple[int, int]]:
+    """Of what is installed, which may not be what has been imported; None if nothing is."""
+    found = re.match(r"(\d+)\.(\d+)", _version_text(package))
+    return (int(found.group(1)), int(found.group(2))) if found else None
+
+
+def _version_text(package: str) -> str:
+    try:
+        return importlib.metadata.version(package) or ""
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _imported() -> Dict[str, str]:
+    """The installed versions of what is imported by now and cannot be imported anew."""
+    return {package: _version_text(package) for package in ("numpy", "torch") if package in sys.modules}
 
 
 def question(requirements: Sequence[Requirement]) -> str:
     """What the user is asked before anything is downloaded."""
     line = _("{module}: about {size} MB")
-    listed = "\n".join("    " + line.format(module=r.module, size=r.size_mb) for r in requirements)
+    listed = "\n".join("    " + line.format(module=r.name, size=r.size_mb) for r in requirements)
     total = sum(r.size_mb for r in requirements)
     torch = any(r.module == "torch" for r in requirements)
     graphics = _(" (up to 3 GB where a CUDA graphics card is used)") if torch else ""
@@ -69,8 +118,9 @@ def install(requirements: Sequence[Requirement], say: Callable[[str, int], None]
     Raises:
         MissingDependencyError: what could not be installed, and what to do.
     """
+    before = _imported()
     for index, requirement in enumerate(requirements):
-        say(_("Installing {module}…").format(module=requirement.module), 100 * index // len(requirements))
+        say(_("Installing {module}…").format(module=requirement.name), 100 * index // len(requirements))
         try:
             _install_torch() if requirement.module == "torch" else _install_package(requirement.package)
         except MissingDependencyError:
@@ -81,10 +131,13 @@ def install(requirements: Sequence[Requirement], say: Callable[[str, int], None]
                 "{module} could not be installed ({error}). Check the network connection (and the proxy, if there is "
                 "one) and press Install again; what pip said is in the Python console."
             )
-            raise MissingDependencyError(text.format(module=requirement.module, error=error)) from error
-    left = missing()
+            raise MissingDependencyError(text.format(module=requirement.name, error=error)) from error
+    replaced = ", ".join(package for package, version in before.items() if _version_text(package) != version)
+    if replaced:
+        _replaced.append(_("Another version of {names} has been installed. Restart Slicer.").format(names=replaced))
+    left = [requirement for requirement in missing() if requirement in requirements]
     if left:
-        names = ", ".join(requirement.module for requirement in left)
+        names = ", ".join(requirement.name for requirement in left)
         text = _("{names} cannot be found after the installation. Restart Slicer and try again.")
         raise MissingDependencyError(text.format(names=names))
     say(_("Installed."), 100)
@@ -110,4 +163,13 @@ def _install_package(package: str) -> None:
     except ImportError:
         slicer.util.pip_install(package)
     else:
-        packaging.pip_ensure([package], prompt_install=False, requester="FaMSAMSlicer")
+        packaging.pip_ensure([_parsed(package)], prompt_install=False, requester="FaMSAMSlicer")
+
+
+def _parsed(package: str) -> Any:
+    """What every ``pip_ensure`` takes: the first ones take no text."""
+    try:
+        from packaging.requirements import Requirement as Parsed
+    except ImportError:
+        return package
+    return Parsed(package)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
 import types
 
@@ -9,6 +10,8 @@ import pytest
 import slicer
 from famsam.errors import MissingDependencyError
 from FaMSAMSlicerLib import requirements
+from FaMSAMSlicerLib.engine import Engine, ModelChoice
+from packaging.requirements import Requirement as PackagingRequirement
 
 ALL = requirements.REQUIREMENTS
 
@@ -39,6 +42,70 @@ def test_missing_names_what_cannot_be_imported(monkeypatch):
     assert requirements.missing() == [absent]
 
 
+@pytest.fixture
+def versions(monkeypatch):
+    """Of the installed packages; what is not in it is not installed."""
+    versions = {}
+
+    def version(package):
+        if package not in versions:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return versions[package]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setattr(requirements, "_replaced", [])
+    return versions
+
+
+@pytest.mark.parametrize("torch, numpy", [("2.2.2", "2.0.0"), ("2.2.2+cpu", "2.3.1"), ("1.13.1", "2.0.0rc1")])
+def test_an_old_torch_needs_an_old_numpy(versions, torch, numpy):
+    versions.update(torch=torch, numpy=numpy)
+    assert requirements.missing() == [requirements.OLD_NUMPY]
+    assert "numpy<2: about" in requirements.question(requirements.missing())
+    assert not requirements.missing("http://127.0.0.1:8765")
+
+
+@pytest.mark.parametrize(
+    "torch, numpy", [("2.2.2", "1.26.4"), ("2.3.0", "2.0.0"), ("2.10.0", "2.3.1"), (None, "2.0.0")]
+)
+def test_any_other_two_agree(versions, torch, numpy):
+    versions.update(numpy=numpy, **({} if torch is None else {"torch": torch}))
+    assert requirements.missing() == []
+
+
+@pytest.mark.parametrize("machine, is_too_new", [("x86_64", True), ("arm64", False)])
+def test_where_only_an_old_torch_can_be_had_both_are_asked_for_at_once(versions, monkeypatch, machine, is_too_new):
+    versions["numpy"] = "2.0.0"
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert (requirements.OLD_NUMPY in requirements.missing()) == is_too_new
+
+
+def test_what_was_replaced_while_in_use_asks_for_a_restart_and_loads_no_model(installed, versions, monkeypatch):
+    versions.update(torch="2.2.2", numpy="2.0.0")
+    monkeypatch.setattr(slicer.util, "pip_install", lambda package: versions.update(numpy="1.26.4"))
+    requirements.check_restarted()
+    requirements.install([requirements.OLD_NUMPY], lambda message, percent: None)
+    engine = Engine()
+    with pytest.raises(MissingDependencyError, match=r"Another version of numpy has been installed\. Restart Slicer"):
+        engine.warm_up(ModelChoice()).result(60)
+    engine.close()
+
+
+def test_what_was_not_in_use_needs_no_restart(installed, versions, monkeypatch):
+    versions.update(torch="2.2.2", numpy="1.26.4")
+    monkeypatch.setattr(slicer.util, "pip_install", lambda package: versions.update(einops="0.8.0"))
+    requirements.install(ALL[1:2], lambda message, percent: None)
+    requirements.check_restarted()
+
+
+def test_what_an_installed_torch_needs_is_asked_for_next(installed, monkeypatch):
+    monkeypatch.setattr(requirements, "missing", lambda: [requirements.OLD_NUMPY])
+    said = []
+    requirements.install(ALL[:1], lambda message, percent: said.append(message))
+    assert said[-1] == "Installed."
+
+
 def test_question_says_what_and_how_large():
     text = requirements.question(ALL)
     assert "torch: about 200 MB" in text and "208 MB in all" in text and text.endswith("now?")
@@ -59,7 +126,8 @@ def test_new_slicers_use_pip_ensure(installed, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "slicer.packaging", types.SimpleNamespace(pip_ensure=ensure))
     requirements.install(ALL[1:2], lambda message, percent: None)
-    assert installed == [("pip_ensure", "einops>=0.7")]
+    (call,) = installed
+    assert call == ("pip_ensure", PackagingRequirement("einops>=0.7")), "the first of them take no text"
 
 
 def test_without_the_pytorch_extension_the_message_says_where_to_get_it():
