@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Mapping, Optional, Tuple, Union
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from . import __version__
@@ -98,7 +98,7 @@ def save_model(
 
     Args:
         model: any model of the family.
-        path: the file to write.
+        path: the ``.safetensors`` file to write.
         metadata: more to keep in the file, such as where the weights come from.
         stored: how the parameters are kept, one of ``STORED``; they are fp32 again when loaded. "int8" rounds large
             ones exactly as computing in int8 does, and keeps the small ones as fp16; "int6" and "int5" allow only about
@@ -106,9 +106,10 @@ def save_model(
             smaller by a quarter and a third. Buffers stay as they are.
 
     Raises:
-        CheckpointError: if the file cannot be written.
+        CheckpointError: if the file cannot be written, or has another suffix.
         ConfigError: for another way to store.
     """
+    _require_safetensors(Path(path))
     if stored not in STORED:
         raise ConfigError(f"Parameters can be stored as one of {STORED}, got {stored!r}.")
     path = Path(path)
@@ -133,7 +134,7 @@ def save_model(
         description[CALIBRATION_KEY] = json.dumps(to_plain(model.calibration))
     unfinished = path.with_name(path.name + ".part")
     try:
-        save_file(tensors, unfinished, metadata=description)
+        unfinished.write_bytes(save(tensors, metadata=description))  # save_file lets nobody else read it
         os.replace(unfinished, path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Cannot write {path}: {error}") from error
@@ -157,8 +158,7 @@ def convert(
     Raises:
         CheckpointError: as ``load_model``, and if ``destination`` cannot be written or has another suffix.
     """
-    if Path(destination).suffix != ".safetensors":
-        raise CheckpointError(f"The destination must be a .safetensors file, got {destination}.")
+    _require_safetensors(Path(destination))
     path = _existing_file(DEFAULT_WEIGHTS if source == "default" else source)
     teacher_path = None if teacher is None else _existing_file(teacher)
     provenance = {"source": path.name, "source_sha256": _sha256(path)}
@@ -166,6 +166,12 @@ def convert(
         provenance.update(teacher=teacher_path.name, teacher_sha256=_sha256(teacher_path))
     save_model(_model_from(path, teacher_path), destination, provenance, stored)
     return provenance
+
+
+def _require_safetensors(path: Path) -> None:
+    """Under another name the file could not be loaded again."""
+    if path.suffix.lower() != ".safetensors":
+        raise CheckpointError(f"The destination must be a .safetensors file, got {path}.")
 
 
 def _model_from(path: Path, teacher_path: Optional[Path]) -> PromptableModel:
@@ -290,7 +296,7 @@ def _is_finite(tensor: Tensor) -> bool:
 
 def _read(path: Path) -> Tuple[Tensors, Dict[str, str]]:
     """The tensors of a weights file by name, independent of the file, and the metadata of a safetensors file."""
-    if path.suffix == ".safetensors":
+    if path.suffix.lower() == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118

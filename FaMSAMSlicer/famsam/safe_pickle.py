@@ -105,7 +105,8 @@ def _complaint(start: bytes, error: Exception) -> str:
         )
     if not start:
         return "is empty; expected a PyTorch checkpoint. Download it again."
-    reason = text.splitlines()[0] if text else type(error).__name__
+    # Of PyTorch's answer only the reason: around it stands the advice to read the file without any guard.
+    reason = text.split("WeightsUnpickler error:")[-1].strip().split("\n")[0].split(". ")[0] or type(error).__name__
     if start in (b"PK", b"\x80\x02"):
         return f"is a damaged or truncated PyTorch checkpoint ({reason}). Download it again."
     return f"is no PyTorch checkpoint ({reason}). Expected a .pth file as published, or a .safetensors file."

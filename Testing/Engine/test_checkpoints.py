@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import zlib
 from pathlib import Path
@@ -142,6 +143,23 @@ def test_own_files_keep_weights_config_and_provenance(model, tmp_path):
         assert file.metadata()["trained_on"] == "nothing"
         assert json.loads(file.metadata()["famsam_config"])["model"] == model.name
     assert [entry.name for entry in tmp_path.iterdir()] == ["own.safetensors"]
+
+
+def test_weights_are_for_whoever_may_read_a_new_file(tmp_path):
+    before = os.umask(0o027)
+    try:
+        save_model(build_model("famsam", SMALL_FAMSAM), tmp_path / "W.SafeTensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "W.SafeTensors").stat().st_mode & 0o777 == 0o640
+    assert load_model(tmp_path / "W.SafeTensors", "cpu").config == SMALL_FAMSAM
+
+
+@pytest.mark.parametrize("name", ["weights", "weights.txt", "weights.pth"])
+def test_weights_are_not_saved_under_a_name_that_is_not_loaded(tmp_path, name):
+    with pytest.raises(CheckpointError, match=r"must be a \.safetensors file"):
+        save_model(build_model("famsam", SMALL_FAMSAM), tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 def test_half_precision_halves_the_file_and_loads_as_fp32(tmp_path):

@@ -105,3 +105,12 @@ def test_what_training_scripts_save_is_read(new_layout, guard, tmp_path):
 def test_an_unreadable_file(tmp_path):
     with pytest.raises(CheckpointError, match="Cannot read"):
         load_torch_file(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"a text", b"\x80\x02garbage", b"PK\x03\x04garbage", b"{}"])
+def test_nobody_is_told_to_read_a_foreign_file_without_the_guard(guard, content, tmp_path):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="PyTorch checkpoint") as refused:
+        load_torch_file(path)
+    assert "weights_only" not in str(refused.value) and "False" not in str(refused.value)
