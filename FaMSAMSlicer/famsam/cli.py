@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 from . import __version__
-from .cli_calibrate import add_calibrate_arguments, calibrate
+from .cli_calibrate import add_calibrate_arguments, calibrate, save_calibration
 from .cli_proposals import add_propose_arguments, add_train_proposals_arguments, propose, train_proposals
-from .errors import FamsamError
-from .outputs import check_output_file
+from .errors import ConfigError, FamsamError
+from .outputs import PLOT_SUFFIXES, WEIGHTS_SUFFIXES, check_output_file, check_output_folder
 from .server.command import add_serve_arguments, add_view_arguments, serve, view
 from .training import command as training
 
@@ -80,7 +80,7 @@ def _segment(args: argparse.Namespace) -> None:
     from .session import Session
     from .volume import read_mask, write_mask
 
-    _check_segment_outputs(args)
+    _check_segment(args)
     volume = _read_image(args.image)
     session = Session(load_model(args.model, args.device, args.precision, paused_share=args.pause))
     session.set_image(volume)
@@ -124,10 +124,19 @@ def _segment(args: argparse.Namespace) -> None:
     ])
 
 
-def _check_segment_outputs(args: argparse.Namespace) -> None:
-    """The mask may take the place of the one it started from, and the prompts that of those restored."""
+def _check_segment(args: argparse.Namespace) -> None:
+    """There is something to do, and its results can be written where they are to go.
+
+    The mask may take the place of the one it started from, and the prompts that of those restored.
+    """
     from .image_files import WRITABLE_SUFFIXES
 
+    if not args.prompts and args.restore is None:
+        raise ConfigError("Expected a prompt to segment by, got none. Give --point, --box or --restore.")
+    if args.start is not None and args.restore is not None:
+        raise ConfigError(
+            "Expected --start or --restore, got both; what is restored has the mask it began from. Leave one out."
+        )
     image = None if args.image == "sample" else Path(args.image)
     check_output_file(args.output, WRITABLE_SUFFIXES, apart_from=[image, args.restore])
     check_output_file(args.save_prompts, apart_from=[image, args.start])
@@ -156,6 +165,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     from .evaluation.harness import EvaluationOptions, evaluate
     from .evaluation.segmenters import ClickSegmenter, SessionSegmenter
 
+    check_output_folder(args.output)
+    check_output_folder(args.pictures)
     exclude = tuple(args.exclude) + (read_exclude_file(args.exclude_file) if args.exclude_file else ())
     dataset = DatasetOptions(tuple(args.include), exclude, args.max_structures, args.min_voxels)
     methods: List[ClickSegmenter] = []
@@ -172,15 +183,21 @@ def _evaluate(args: argparse.Namespace) -> None:
         dataset, args.clicks, args.tolerance_mm, args.unsteady, args.pictures, progress=not args.quiet
     )
     report = evaluate(args.directory, methods, options)
-    report.write(args.output)
-    if args.json:
-        print(json.dumps(report.to_dict()))
-    else:
-        print(report.to_markdown())
+    try:
+        report.write(args.output)
+    finally:  # what was found is worth more than its files
+        print(json.dumps(report.to_dict()) if args.json else report.to_markdown())
 
 
 def _calibrate(args: argparse.Namespace) -> None:
-    _report(args, *calibrate(args))
+    model, report = calibrate(args)
+    files: List[Path] = []
+    try:
+        files = save_calibration(args, model, report)
+    finally:  # what was found is worth more than its files
+        written = [str(path) for path in files]
+        summary = {**report.to_dict(), "files": written, "weights": args.save and str(args.save)}
+        _report(args, summary, [report.to_markdown(), *(f"wrote {path}" for path in written)])
 
 
 def _propose(args: argparse.Namespace) -> None:
@@ -197,6 +214,7 @@ def _train_proposals(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from .checkpoints import convert
 
+    check_output_file(args.destination, WEIGHTS_SUFFIXES)
     provenance = convert(args.source, args.destination, args.teacher, args.store)
     _report(args, {"destination": str(args.destination), **provenance}, [f"weights: {args.destination}"])
 
@@ -204,6 +222,8 @@ def _convert(args: argparse.Namespace) -> None:
 def _bench(args: argparse.Namespace) -> None:
     from .bench import CONFIGS, BenchOptions, BenchReport, ScalingOptions, comparison_lines, read_report, run_bench
 
+    check_output_file(args.output)
+    check_output_file(args.plot, PLOT_SUFFIXES)
     older = None if args.compare is None else read_report(args.compare)
     options = BenchOptions(
         args.device,
@@ -225,11 +245,11 @@ def _bench(args: argparse.Namespace) -> None:
 
     report = run_bench(options, keep)
     found = report.to_dict()
+    _report(args, found, report.lines() + (comparison_lines(found, older) if older else []))
     if args.plot is not None:
         from .bench.plot import draw_scaling
 
         draw_scaling(report.scaling, args.plot)
-    _report(args, found, report.lines() + (comparison_lines(found, older) if older else []))
 
 
 def _doctor(args: argparse.Namespace) -> None:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import TYPE_CHECKING, List, Tuple
+
+from .outputs import WEIGHTS_SUFFIXES, check_output_file, check_output_folder
+
+if TYPE_CHECKING:
+    from .evaluation.calibrate import CalibrationReport
+    from .model.base import PromptableModel
 
 
 def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,12 +31,15 @@ def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def calibrate(args: argparse.Namespace) -> Tuple[Dict[str, Any], List[str]]:
-    """Run ``famsam calibrate``; returns what it found as JSON-able data and as lines of text."""
-    from .checkpoints import load_model, save_model
+def calibrate(args: argparse.Namespace) -> Tuple[PromptableModel, CalibrationReport]:
+    """Run ``famsam calibrate``; returns the model with the calibration that the report is on, and saves nothing yet."""
+    from .checkpoints import load_model
     from .evaluation.calibrate import CalibrationOptions, CalibrationReport, fit_calibration, observe, split_cases
     from .evaluation.dataset import DatasetOptions, find_cases, read_exclude_file
 
+    check_output_folder(args.output)
+    args.output.mkdir(parents=True, exist_ok=True)  # the weights may go there as well
+    check_output_file(args.save, WEIGHTS_SUFFIXES)
     exclude = tuple(args.exclude) + (read_exclude_file(args.exclude_file) if args.exclude_file else ())
     dataset = DatasetOptions(tuple(args.include), exclude, args.max_structures)
     options = CalibrationOptions(dataset, args.clicks, progress=not args.quiet)
@@ -38,9 +47,15 @@ def calibrate(args: argparse.Namespace) -> Tuple[Dict[str, Any], List[str]]:
     model = load_model(args.model, args.device, args.precision)
     if fitted:
         model.calibration = fit_calibration(observe(model, fitted, options))
-    report = CalibrationReport(model.calibration, observe(model, judged, options), [case.name for case in fitted])
+    return model, CalibrationReport(model.calibration, observe(model, judged, options), [case.name for case in fitted])
+
+
+def save_calibration(args: argparse.Namespace, model: PromptableModel, report: CalibrationReport) -> List[Path]:
+    """Write the report, and the weights if it is asked for; the files' names."""
+    from .checkpoints import save_model
+
     files = report.write(args.output)
     if args.save is not None:
         save_model(model, args.save, {"calibrated_on": ", ".join(report.fitted_on)}, args.store)
-    summary = {**report.to_dict(), "files": [str(path) for path in files], "weights": args.save and str(args.save)}
-    return summary, [report.to_markdown(), *(f"wrote {path}" for path in [*files, *([args.save] if args.save else [])])]
+        files.append(args.save)
+    return files

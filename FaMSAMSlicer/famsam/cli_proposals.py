@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 from .errors import ConfigError
+from .outputs import WEIGHTS_SUFFIXES, check_output_file, check_output_folder
 
 
 def add_propose_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``famsam propose``, but for those that choose the model."""
     parser.add_argument("image", help='NIfTI, NRRD, MHA, a DICOM series folder, or "sample" (a head MR, extra "demo")')
-    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for masks and pictures")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder for masks and pictures, with no "
+                        "candidates in it yet")
     parser.add_argument("--most", type=int, default=10, help="at most so many candidates")
     parser.add_argument("--views", type=int, default=9, help="views of the scan to look at; 1 for the whole scan only")
     parser.add_argument("--no-pictures", action="store_true", help="write the masks only")
@@ -28,6 +30,13 @@ def propose(args: argparse.Namespace) -> Tuple[Dict[str, Any], List[str]]:
     from .session import Session
     from .volume import read_volume, write_mask
 
+    check_output_folder(args.output)
+    earlier = sorted(path.name for path in args.output.glob("candidate_*"))
+    if earlier:
+        raise ConfigError(
+            f"Expected a folder without candidates to write to, got {args.output}, which holds {len(earlier)} files of "
+            f"them, such as {earlier[0]}. Name another folder, or remove them."
+        )
     options = ProposalOptions(most=args.most, views=args.views)
     session = Session(load_model(args.model, args.device, args.precision, paused_share=args.pause))
     volume = sample_volume() if args.image == "sample" else read_volume(args.image)
@@ -75,6 +84,7 @@ def train_proposals(args: argparse.Namespace) -> Tuple[Dict[str, Any], List[str]
     from .training.proposals import train_proposals as train
     from .training.trainer import MixedSource, synthetic_source
 
+    check_output_file(args.output, WEIGHTS_SUFFIXES)
     if args.threads:
         torch.set_num_threads(args.threads)
     model = load_model(args.model, args.device, args.precision, paused_share=0.0)

@@ -123,14 +123,25 @@ def test_saved_prompts_give_the_same_mask_again(segment, tmp_path):
     np.testing.assert_array_equal(further, at_once)
 
 
-def test_a_mask_to_start_from(segment, scan, tmp_path):
+def test_a_mask_to_start_from(segment, scan, weights, tmp_path):
     volume = read_volume(scan[0])
     start = np.zeros(volume.grid.size_zyx, bool)
     start[15:25, 18:26, 8:16] = True
     write_mask(start, volume, tmp_path / "start.nii.gz")
-    code, mask, summary, _ = segment("--start", tmp_path / "start.nii.gz")
-    assert code == 0 and summary["voxels"] == start.sum()
-    np.testing.assert_array_equal(mask, start)
+    code, mask, summary, _ = segment("--start", tmp_path / "start.nii.gz", "--point=-18,0,0")
+    session = Session(famsam.load_model(weights, "cpu", "fp32"))
+    session.set_image(volume)
+    session.set_mask(start)
+    assert code == 0 and len(summary["steps"]) == 1
+    np.testing.assert_array_equal(mask, session.add_point((-18, 0, 0)).mask_zyx)
+
+
+def test_nothing_to_segment_by_is_an_error(segment, tmp_path):
+    for arguments in ([], ["--start", tmp_path / "start.nii.gz"], ["--picture", tmp_path / "p.png"]):
+        code, mask, _, errors = segment(*arguments)
+        assert code == 1 and mask is None and "Give --point, --box or --restore" in errors
+    code, mask, _, errors = segment("--start", tmp_path / "start.nii.gz", "--restore", tmp_path / "prompts.json")
+    assert code == 1 and mask is None and "--start or --restore, got both" in errors
 
 
 def test_a_picture(segment, tmp_path):
@@ -152,10 +163,10 @@ def test_output_for_people(scan, weights, tmp_path, capsys):
         (["--point=500,0,0"], "inside the image"),
         (["--box=9,9,9,3,9,3"], "flat in no direction"),
         (["--point=nan,0,0"], "finite"),
-        (["--model", "nothing.pth"], "no weights file"),
+        (["--point=-18,0,0", "--model", "nothing.pth"], "no weights file"),
         (["--restore", "nothing.json"], "nothing.json"),
-        (["--start", "nothing.nii.gz"], "nothing.nii.gz"),
-        (["--device", "quantum"], "quantum"),
+        (["--point=-18,0,0", "--start", "nothing.nii.gz"], "nothing.nii.gz"),
+        (["--point=-18,0,0", "--device", "quantum"], "quantum"),
         (["--point=-18,0,0", "--save-prompts", "no/such/folder/p.json"], "no/such/folder"),
         (["--point=-18,0,0", "--picture", "no/such/folder/p.png"], "no/such/folder"),
     ],
@@ -203,9 +214,10 @@ def test_damaged_prompts_are_explained(segment, tmp_path):
 
 def test_an_image_that_is_none(weights, tmp_path, capsys):
     (tmp_path / "image.nii.gz").write_bytes(b"not an image")
-    assert cli.main(["segment", str(tmp_path / "image.nii.gz"), "-o", "m.nii", "--model", str(weights)]) == 1
-    assert cli.main(["segment", str(tmp_path / "absent.nii.gz"), "-o", "m.nii", "--model", str(weights)]) == 1
-    assert capsys.readouterr().err.count("famsam segment: ") == 2
+    for name in ("image.nii.gz", "absent.nii.gz"):
+        arguments = ["segment", str(tmp_path / name), "-o", str(tmp_path / "m.nii"), "--model", str(weights)]
+        assert cli.main([*arguments, "--point=0,0,0"]) == 1
+        assert str(tmp_path / name) in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -298,6 +310,60 @@ def test_evaluate(scan, weights, tmp_path, capsys):
     assert "small" in capsys.readouterr().out
     assert cli.main([*arguments, "--method", str(weights), "--exclude", "balls"]) == 1
     assert "famsam evaluate: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command, where, message",
+    [
+        ("evaluate CASES -o", "file", "file is a file"),
+        ("evaluate CASES --pictures", "file/pictures", "file is a file"),
+        ("calibrate CASES -o", "file", "file is a file"),
+        ("calibrate CASES -o OUT --save", "no/such/c.safetensors", "there is no folder"),
+        ("calibrate CASES -o OUT --save", "c.txt", "ends in .safetensors"),
+        ("train-proposals", "no/such/x.safetensors", "there is no folder"),
+        ("train-proposals", "x.txt", "ends in .safetensors"),
+        ("propose IMAGE -o", "file", "file is a file"),
+        ("bench --output", "no/such/bench.json", "there is no folder"),
+        ("bench --plot", "no/such/bench.png", "there is no folder"),
+        ("bench --plot", "bench.xyz", "ends in .png"),
+        ("compare a.json b.json -o", "file", "file is a file"),
+        ("gallery", "gallery.xyz", "ends in .png"),
+        ("convert a.pth", "no/such/c.safetensors", "there is no folder"),
+    ],
+)
+def test_where_results_go_is_looked_at_first(scan, tmp_path, monkeypatch, capsys, command, where, message):
+    def too_late(*_args, **_kwargs):
+        raise AssertionError("something was computed before the outputs were looked at")
+
+    monkeypatch.setattr("famsam.checkpoints._existing_file", too_late)
+    monkeypatch.setattr("famsam.bench.run_bench", too_late)
+    monkeypatch.setattr("famsam.training.plots.gallery", too_late)
+    (tmp_path / "file").write_text("text")
+    known = {"CASES": str(scan[1]), "IMAGE": str(scan[0]), "OUT": str(tmp_path / "out")}
+    words = [known.get(word, word) for word in command.split()]
+    assert cli.main([*words, str(tmp_path / where)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"famsam {words[0]}: Expected") and message in error
+
+
+@pytest.mark.parametrize("command", ["evaluate", "calibrate"])
+def test_what_was_found_is_printed_even_if_it_cannot_be_saved(scan, weights, tmp_path, monkeypatch, capsys, command):
+    def full(*_args, **_kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    model = ["--method" if command == "evaluate" else "--model", str(weights)]
+    arguments = [command, str(scan[1]), "-o", str(tmp_path / "out"), "--clicks", "1", "--quiet", "--device", "cpu"]
+    assert cli.main([*arguments, *model, "--max-structures", "1"]) == 1
+    printed = capsys.readouterr()
+    assert f"# {command[:5].capitalize()}" in printed.out and "no space left" in printed.err
+
+
+def test_propose_does_not_mix_the_candidates_of_two_scans(scan, tmp_path, capsys):
+    (tmp_path / "candidate_03.nii.gz").write_bytes(b"of another scan, and corrected by hand")
+    assert cli.main(["propose", str(scan[0]), "-o", str(tmp_path)]) == 1
+    assert "such as candidate_03.nii.gz" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["candidate_03.nii.gz"]
 
 
 def test_train_resumes_and_leaves_weights_that_segment(segment, tmp_path, capsys):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
 from ..errors import ConfigError
+from ..outputs import PLOT_SUFFIXES, check_output_file, check_output_folder
 
 if TYPE_CHECKING:
     import torch
@@ -156,6 +157,7 @@ def compare(args: argparse.Namespace) -> Answer:
     from .compare import compare as run_comparison
     from .config import read_config
 
+    check_output_folder(args.output)
     device = _machine(args)
     variants = {}
     for path in args.configs:
@@ -170,6 +172,7 @@ def gallery(args: argparse.Namespace) -> Answer:
     from ..runtime import choose_device
     from .plots import gallery as draw
 
+    check_output_file(args.output, PLOT_SUFFIXES)
     draw(args.output, args.count, args.size, args.seed, choose_device(args.device))
     return {"picture": str(args.output)}, [f"picture: {args.output}"]
 
