@@ -45,7 +45,7 @@ class Page implements Surroundings {
   constructor() {
     this.viewer = new Viewer($<HTMLCanvasElement>("canvas"), document.getElementById("marks") as unknown as SVGSVGElement, {
       click: (ras, secondary) => this.clicked(ras, (this.tool === "exclude") === secondary),
-      box: (lower, upper) => this.act("POST", "/boxes", { corners_ras_mm: [lower, upper] }),
+      box: (lower, upper) => this.act("POST", "/boxes", { corners_ras_mm: [lower, upper], along_scan: true }),
       hover: (ras) => this.looks.point(ras),
       location: (ras) => ($("position").textContent = `R ${mm(ras[0])}  A ${mm(ras[1])}  S ${mm(ras[2])} mm`),
       drag: (index, ras, finished) => void this.drag(index, ras, finished),

@@ -255,11 +255,9 @@ export class Viewer {
       lower[flat] = from[flat] - half;
       upper[flat] = from[flat] + half;
     }
-    const corners = [grid.rasFromFrac(clamped(lower)), grid.rasFromFrac(clamped(upper))];
-    this.events.box(
-      corners[0].map((v, k) => Math.min(v, corners[1][k])) as Vec3,
-      corners[0].map((v, k) => Math.max(v, corners[1][k])) as Vec3,
-    );
+    const corner = (end: (a: number, b: number) => number) =>
+      grid.rasFromFrac(clamped(lower.map((v, axis) => end(v, upper[axis])) as Vec3));
+    this.events.box(corner(Math.min), corner(Math.max));
   }
 
   private pointer(event: MouseEvent): { x: number; y: number } {
