@@ -7,6 +7,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Iterator, Optional, Tuple, Union
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .geometry import Index3
     from .model.base import Embedding
     from .resample import CropBox
@@ -20,9 +22,13 @@ class Embeddings:
 
     Args:
         most: so many are kept, the least recently used ones dropped first.
+
+    Attributes:
+        held_scan: the scan's voxels on the model's GPU, if they are held there.
     """
 
     def __init__(self, most: int) -> None:
+        self.held_scan: Optional[Tensor] = None
         self._most = most
         self._kept: OrderedDict[Seen, Embedding] = OrderedDict()
         self._lock = threading.Lock()

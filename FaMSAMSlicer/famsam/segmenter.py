@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Dict, Generator, List, Optional, Sequence, Tuple, TypeVar
+from typing import TYPE_CHECKING, Any, Dict, Generator, List, Optional, Sequence, Tuple, TypeVar, Union
 
 import numpy as np
 import torch
@@ -126,13 +126,22 @@ class Segmenter:
         frame = volume.canonical
         self.grid = thickened(frame.grid, model.crop_size)
         self.voxels_zyx = frame.to_canonical(volume.voxels_zyx)
-        on_gpu = model.device.type == "cuda"
-        self._scan = held_on(model.device, self.voxels_zyx) if on_gpu else self.voxels_zyx
-        self._pasting = model.device if on_gpu else torch.device("cpu")
         self.chooser = ViewChooser(self.grid, self.options.views, model.spacing_mm, model.crop_size)
         self._embeddings = Embeddings(self.options.cached_embeddings) if embeddings is None else embeddings
+        on_gpu = model.device.type == "cuda"
+        self._scan = self._scan_on_gpu() if on_gpu else self.voxels_zyx
+        self._pasting = model.device if on_gpu else torch.device("cpu")
         self._crop: Optional[Tuple[CropBox, Tensor, Tensor]] = None  # the last one, with what of it lies in the scan
         self._timings = _no_timings()
+
+    def _scan_on_gpu(self) -> Union[NDArray[Any], Tensor]:
+        """The scan's voxels for ``extract_crop``, on the GPU once for all who share embeddings, if there is room."""
+        if self._embeddings.held_scan is None:
+            held = held_on(self.model.device, self.voxels_zyx)
+            if not isinstance(held, Tensor):
+                return held
+            self._embeddings.held_scan = held
+        return self._embeddings.held_scan
 
     def start(self, mask: Optional[CompactMask] = None) -> Prediction:
         """The prediction before any prompt: empty, or a mask to refine."""

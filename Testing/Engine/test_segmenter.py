@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from famsam import segmenter as segmenter_module
 from famsam.compact_mask import CompactMask
+from famsam.embeddings import Embeddings
 from famsam.geometry import Grid
 from famsam.model.base import Embedding, PromptableModel
 from famsam.model.famsam import Famsam
@@ -776,3 +778,20 @@ def test_start_is_empty_or_the_mask_given():
     base = CompactMask.of(volume.grid.size_zyx, np.ones((2, 2, 2), dtype=bool), (3, 4, 5))
     assert segmenter.start(base).mask is base
     assert isinstance(segmenter.grid, Grid)
+
+
+def test_sessions_that_share_embeddings_hold_the_scan_on_a_gpu_once(monkeypatch):
+    monkeypatch.setattr(Famsam, "device", torch.device("cuda"))
+    made = []
+
+    def held_on(device, voxels_zyx):
+        made.append(torch.from_numpy(voxels_zyx.astype(np.float32)) if room else voxels_zyx)
+        return made[-1]
+
+    monkeypatch.setattr(segmenter_module, "held_on", held_on)
+    model, scan, shared = Famsam().eval(), scan_of(np.zeros((10, 12, 14), bool), (1.0, 1.0, 1.0)), Embeddings(2)
+    room = False
+    assert Segmenter(model, scan, embeddings=shared)._scan is made[0], "where there is no room, as it is"
+    room = True
+    first, second = (Segmenter(model, scan, embeddings=shared)._scan for _ in range(2))
+    assert first is second is made[1] and len(made) == 2
