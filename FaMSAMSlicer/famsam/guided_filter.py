@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .geometry import Box, Grid, bounding_box, box_slices
 from .pieces import pieces_of
-from .resample import CPU, CropBox, copy_as_floats, extract_crop, logit_blocks, sample_logits
+from .resample import CPU, CropBox, copy_as_floats, extract_crop, logit_blocks
 
 SMOOTHNESS = 0.1
 """The filter's epsilon, in units of the intensities' variance at the border: fits to contrasts below a third of their
@@ -80,16 +80,14 @@ def _evaluated(
 ) -> NDArray[np.bool_]:
     """Where offset + slope * (intensity - mean) is positive, at the scan's voxels in a box."""
     part = scan_zyx[box_slices(region)]
-    if device.type != "cpu" or isinstance(part, Tensor):
-        slope, offset = (sample_logits(field, grid, cube, region, device) for field in (slope_mmm, offset_mmm))
-        held = part if isinstance(part, Tensor) else torch.from_numpy(part.astype(np.float32))
-        intensities = held.to(device, torch.float32, copy=True)
-        return (offset.addcmul_(slope, intensities.sub_(mean)) > 0).cpu().numpy()
-    mask_zyx = torch.empty(part.shape, dtype=torch.bool)
-    for rows, (slope, offset) in logit_blocks((slope_mmm, offset_mmm), grid, cube, region):
-        intensities = copy_as_floats(part[rows], torch.empty(slope.shape))
+    mask_zyx = torch.empty(tuple(part.shape), dtype=torch.bool, device=device)
+    for rows, (slope, offset) in logit_blocks((slope_mmm, offset_mmm), grid, cube, region, device):
+        if isinstance(part, Tensor):
+            intensities = part[rows].to(device, torch.float32, copy=True)
+        else:
+            intensities = copy_as_floats(part[rows], torch.empty(slope.shape)).to(device)
         torch.gt(offset.addcmul_(slope, intensities.sub_(mean)), 0, out=mask_zyx[rows])
-    return mask_zyx.numpy()
+    return mask_zyx.cpu().numpy()
 
 
 def _drop_crumbs(mask_zyx: NDArray[np.bool_], region: Box, logits_nnn: Tensor, view: CropBox, grid: Grid) -> None:

@@ -185,9 +185,7 @@ def paste_logits(
     return mask_zyx.numpy(), box_zyx
 
 
-def sample_logits(
-    logits_zyx: Tensor, grid: Grid, box: CropBox, region_zyx: Optional[Box] = None, device: torch.device = CPU
-) -> Tensor:
+def sample_logits(logits_zyx: Tensor, grid: Grid, box: CropBox, region_zyx: Optional[Box] = None) -> Tensor:
     """Logits of a cube, interpolated at the image's voxels.
 
     Args:
@@ -196,31 +194,33 @@ def sample_logits(
         box: the cube.
         region_zyx: half-open box of canonical indices; beyond the cube the values at its faces hold. By default
             ``box.image_box(grid)``.
-        device: where to interpolate.
 
     Returns:
-        float32 on the device, of the region's size; (0, 0, 0) if the cube lies outside the image and no region is
-        given.
+        float32 on the CPU, of the region's size; (0, 0, 0) if the cube lies outside the image and no region is given.
     """
     region_zyx = region_zyx or box.image_box(grid)
     if region_zyx is None:
-        return torch.zeros((0, 0, 0), device=device)
+        return torch.zeros((0, 0, 0))
     taps = _logit_taps(logits_zyx.shape[0], grid, box, region_zyx)
-    values = logits_zyx.detach().to(device, torch.float32)
-    return _applied(values.numpy(), taps) if device.type == "cpu" else _applied_on_device(values, taps)
+    return _applied(logits_zyx.detach().to(CPU, torch.float32).numpy(), taps)
 
 
 def logit_blocks(
-    fields_zyx: Sequence[Tensor], grid: Grid, box: CropBox, region_zyx: Box
+    fields_zyx: Sequence[Tensor], grid: Grid, box: CropBox, region_zyx: Box, device: torch.device = CPU
 ) -> Iterator[Tuple[slice, List[Tensor]]]:
-    """``sample_logits`` of several fields at once, a few planes at a time while they are in the cache: (planes of the
-    region, float32 blocks)."""
+    """``sample_logits`` of several fields at once: (planes of the region, float32 blocks on the device).
+
+    On a CPU a few planes at a time, while they are in the cache; elsewhere all planes.
+    """
     n = fields_zyx[0].shape[0]
     z, y, x = _logit_taps(n, grid, box, region_zyx)
     # As one array in which the fields lie beside one another along y.
     index = np.concatenate([y.index_rt + n * number for number in range(len(fields_zyx))])
     beside = _Taps(index, np.tile(y.weights_rt, (len(fields_zyx), 1)))
-    for rows, block in _blocks(torch.cat(list(fields_zyx), dim=1).numpy(), (z, beside, x)):
+    together, taps = torch.cat(list(fields_zyx), dim=1).to(device), (z, beside, x)
+    on_cpu = device.type == "cpu"
+    blocks = _blocks(together.numpy(), taps) if on_cpu else [(slice(None), _applied_on_device(together, taps))]
+    for rows, block in blocks:
         yield rows, list(block.chunk(len(fields_zyx), dim=1))
 
 
