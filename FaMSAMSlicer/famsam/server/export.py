@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,20 @@ from ..volume import Volume
 from .intake import Intake
 from .nrrd import nrrd_chunks
 
+logger = logging.getLogger(__name__)
+
 MEDIA_TYPES = {
     "nii.gz": "application/gzip",
     "seg.nrrd": "application/octet-stream",
     "dcm": "application/dicom",
 }
+_UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "SOPClassUID", "SOPInstanceUID")
+"""By these a DICOM SEG refers to its slices: made up, they would refer to nothing."""
+_MAY_BE_EMPTY = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex",
+    "StudyID", "StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+"""DICOM wants these to be there, with or without a value (type 2)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +65,7 @@ def export(intake: Intake, segments: Sequence[Segment], file_format: str) -> byt
         file_format: a key of ``MEDIA_TYPES``.
 
     Raises:
-        VolumeError: DICOM SEG for a scan that did not come as DICOM, or for empty masks.
+        VolumeError: DICOM SEG for a scan that did not come as DICOM or lacks what a SEG refers to, or for empty masks.
         MissingDependencyError: DICOM SEG without highdicom.
     """
     if file_format == "nii.gz":
@@ -160,22 +170,28 @@ def _dicom_seg(intake: Intake, segments: Sequence[Segment]) -> bytes:
             display_color=highdicom.color.CIELabColor.from_rgb(*(round(255 * c) for c in segment.rgb)),
         )
         descriptions.append(description)
-    document = highdicom.seg.Segmentation(
-        source_images=slices[first:last],
-        pixel_array=frames,
-        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=descriptions,
-        series_instance_uid=highdicom.UID(),
-        series_number=1000,
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
-        manufacturer="FaMSAMSlicer",
-        manufacturer_model_name="FaM-SAM",
-        software_versions=__version__,
-        device_serial_number="0",
-        series_description="FaM-SAM segmentation",
-        content_label="SEGMENTATION",
-    )
+    try:
+        document = highdicom.seg.Segmentation(
+            source_images=slices[first:last],
+            pixel_array=frames,
+            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=descriptions,
+            series_instance_uid=highdicom.UID(),
+            series_number=1000,
+            sop_instance_uid=highdicom.UID(),
+            instance_number=1,
+            manufacturer="FaMSAMSlicer",
+            manufacturer_model_name="FaM-SAM",
+            software_versions=__version__,
+            device_serial_number="0",
+            series_description="FaM-SAM segmentation",
+            content_label="SEGMENTATION",
+        )
+    except Exception as error:  # highdicom has no common root for what a slice's header may cause
+        logger.warning("highdicom makes no DICOM SEG of a scan: %s", type(error).__name__)  # its text may name patients
+        raise VolumeError(
+            f"no DICOM SEG can be made that refers to this scan's DICOM header ({error}); save .seg.nrrd instead"
+        ) from error
     out = io.BytesIO()
     pydicom.dcmwrite(out, document, enforce_file_format=True)
     return out.getvalue()
@@ -204,4 +220,20 @@ def _source_slices(intake: Intake) -> List[Any]:
         raise VolumeError(
             f"a DICOM SEG needs a file for each of the {size_z} slices, {len(found)} were found; save .seg.nrrd instead"
         )
-    return [found[k] for k in range(size_z)]
+    return [_complete(found[k]) for k in range(size_z)]
+
+
+def _complete(slice_: Any) -> Any:
+    """A slice's header with all that a DICOM SEG copies from it: what an anonymiser took out is there, and empty."""
+    import pydicom
+
+    for name in _UIDS:
+        if not slice_.get(name):
+            tag = pydicom.tag.Tag(pydicom.datadict.tag_for_keyword(name))
+            raise VolumeError(
+                f"a DICOM SEG refers to its slices by their {name} {tag}, which is missing here; save .seg.nrrd instead"
+            )
+    for name in _MAY_BE_EMPTY:
+        if name not in slice_:
+            setattr(slice_, name, "")
+    return slice_

@@ -8,7 +8,7 @@ import threading
 import time
 import zipfile
 from contextlib import contextmanager, suppress
-from typing import Any, Iterator, List
+from typing import Any, Iterator, List, Sequence
 
 import httpx
 import nibabel
@@ -41,8 +41,14 @@ def nifti_bytes(voxels_zyx: np.ndarray, ras_from_ijk: Any = RAS_FROM_IJK) -> byt
     return nibabel.Nifti1Image(voxels_zyx.T, ras_from_ijk).to_bytes()
 
 
-def dicom_zip(voxels_zyx: np.ndarray, *, transfer: str = "1.2.840.10008.1.2.1") -> bytes:
-    """A series of axial CT slices, in a zip in shuffled order, with a file that is no DICOM beside them."""
+def dicom_zip(
+    voxels_zyx: np.ndarray, *, transfer: str = "1.2.840.10008.1.2.1", without: Sequence[str] = ()
+) -> bytes:
+    """A series of axial CT slices, in a zip in shuffled order, with a file that is no DICOM beside them.
+
+    Args:
+        without: names of the elements that the slices lack.
+    """
     pydicom = pytest.importorskip("pydicom", minversion="3", reason="the series is written by pydicom 3 (Python 3.10)")
     from pydicom.dataset import FileDataset, FileMetaDataset
     from pydicom.uid import CTImageStorage, generate_uid
@@ -70,6 +76,8 @@ def dicom_zip(voxels_zyx: np.ndarray, *, transfer: str = "1.2.840.10008.1.2.1") 
             slice_.SamplesPerPixel, slice_.PhotometricInterpretation = 1, "MONOCHROME2"
             slice_.BitsAllocated, slice_.BitsStored, slice_.HighBit, slice_.PixelRepresentation = 16, 16, 15, 1
             slice_.RescaleSlope, slice_.RescaleIntercept = 1, 0
+            for name in without:
+                delattr(slice_, name)
             slice_.PixelData = voxels_zyx[z].astype("<i2").tobytes()
             file = io.BytesIO()
             slice_.save_as(file, enforce_file_format=True)

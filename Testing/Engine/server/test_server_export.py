@@ -103,6 +103,45 @@ def test_dicom_series_in_and_dicom_seg_out(client: Any) -> None:
     client.delete(f"/v1/volumes/{info['id']}")
 
 
+def test_dicom_seg_of_anonymised_slices(client: Any) -> None:
+    pytest.importorskip("highdicom", reason="DICOM SEG needs highdicom (Python 3.10 or newer)")
+    import pydicom
+
+    patient = ["PatientID", "PatientName", "PatientBirthDate", "PatientSex"]
+    study = ["StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"]
+    opened = upload(client, dicom_zip(ball_zyx(), without=[*patient, *study])).json()
+    answer = export(client, opened["id"], {"kidney": FIRST}, "dcm")
+    assert answer.status_code == 200, answer.text
+    dataset = pydicom.dcmread(io.BytesIO(answer.content))
+    assert all(name in dataset and not dataset.get(name) for name in [*patient, *study])
+    client.delete(f"/v1/volumes/{opened['id']}")
+
+
+@pytest.mark.parametrize(("name", "tag"), [("StudyInstanceUID", "(0020,000d)"), ("FrameOfReferenceUID", "(0020,0052)")])
+def test_dicom_seg_does_not_refer_to_what_is_not_there(client: Any, name: str, tag: str) -> None:
+    pytest.importorskip("highdicom", reason="DICOM SEG needs highdicom (Python 3.10 or newer)")
+    opened = upload(client, dicom_zip(ball_zyx(), without=[name])).json()
+    answer = export(client, opened["id"], {"kidney": FIRST}, "dcm")
+    assert answer.status_code == 422, answer.text
+    detail = answer.json()["detail"]
+    assert name in detail and tag in detail.lower() and "save .seg.nrrd" in detail
+    assert export(client, opened["id"], {"kidney": FIRST}, "seg.nrrd").status_code == 200
+    client.delete(f"/v1/volumes/{opened['id']}")
+
+
+def test_a_header_that_highdicom_refuses(client: Any, monkeypatch: Any) -> None:
+    highdicom = pytest.importorskip("highdicom", reason="DICOM SEG needs highdicom (Python 3.10 or newer)")
+
+    def refuse(**_: Any) -> Any:
+        raise ValueError("'U' is not a valid PatientSexValues")
+
+    monkeypatch.setattr(highdicom.seg, "Segmentation", refuse)
+    opened = upload(client, dicom_zip(ball_zyx())).json()
+    answer = export(client, opened["id"], {"kidney": FIRST}, "dcm")
+    assert answer.status_code == 422 and "'U' is not a valid" in answer.json()["detail"]
+    client.delete(f"/v1/volumes/{opened['id']}")
+
+
 def test_what_cannot_be_exported_is_refused(client: Any, volume: Any) -> None:
     pytest.importorskip("highdicom", reason="DICOM SEG needs highdicom (Python 3.10 or newer)")
     answer = export(client, volume["id"], {"one": FIRST}, "dcm")
