@@ -71,7 +71,7 @@ def _is_usable(prompt: Prompt, scan: Scan) -> bool:
     """Whether it is one in this scan too, which may not be the one on which it was given."""
     if prompt["type"] == "point":
         return scan.contains(prompt["ras_mm"])
-    return all(lower < upper for lower, upper in zip(prompt["lower_ras_mm"], prompt["upper_ras_mm"]))
+    return scan.overlaps(prompt["lower_ras_mm"], prompt["upper_ras_mm"])
 
 
 def _session_step(step: Step, to_scan: np.ndarray, ended: int) -> Step:

@@ -69,7 +69,7 @@ class Step:
         if self.verb in ("add_point", "preview"):
             return getattr(session, self.verb)(self.points[0], positive=self.positive)
         if self.verb == "add_box":
-            return session.add_box(*self.points)
+            return session.add_box(*self.points, along_scan=True)
         if self.verb == "move_point":
             return session.move_point(self.index, self.points[0])
         if self.verb == "take":

@@ -34,7 +34,7 @@ def is_in_scan(volume_node: Any, world: Point3) -> bool:
 
 
 def box_in_seg(volume_node: Any, segmentation_node: Any, corners_world: np.ndarray) -> Tuple[Point3, Point3]:
-    """Lower and upper corner of the box along the scan's own axes around some points, (N, 3), in any order.
+    """Opposite corners of the box along the scan's own axes around some points, (N, 3), in any order.
 
     Raises:
         VolumeError: the volume cannot be used.
@@ -45,6 +45,6 @@ def box_in_seg(volume_node: Any, segmentation_node: Any, corners_world: np.ndarr
     to_scan = scan_from_seg(volume_node, segmentation_node)
     scan_from_world = to_scan @ seg_from_world(segmentation_node)
     corners = np.array([transformed(scan_from_world, corner) for corner in corners_world])
-    lower, upper = scan_of(volume_node).box_around(corners)
+    corner, opposite = scan_of(volume_node).box_around(corners)
     seg_from_scan = np.linalg.inv(to_scan)
-    return transformed(seg_from_scan, lower), transformed(seg_from_scan, upper)
+    return transformed(seg_from_scan, corner), transformed(seg_from_scan, opposite)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import product
 from typing import Any, Tuple
 
 import numpy as np
@@ -13,6 +12,9 @@ from vtk.util.numpy_support import vtk_to_numpy
 
 from .spaces import Point3, matrix_from_vtk, transformed
 from .translation import tr as _
+
+_FLAT = 1e-6
+"""Voxels: a side shorter than this is no side."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,39 +46,27 @@ class Scan:
         index = transformed(np.linalg.inv(self.ras_from_ijk), point_ras_mm)
         return all(-0.5 <= i <= n - 0.5 for i, n in zip(index, self.voxels_zyx.shape[::-1]))
 
-    def box_around(self, points_ras_mm: np.ndarray) -> Tuple[Point3, Point3]:
-        """The smallest box along the scan's own axes around some points, as the engine's sessions take it.
+    def overlaps(self, corner_ras_mm: Point3, opposite_ras_mm: Point3) -> bool:
+        """Whether a box along the scan's own axes, between these corners, is not flat and lies in the scan in part."""
+        ijk = _affine(np.linalg.inv(self.ras_from_ijk), np.array([corner_ras_mm, opposite_ras_mm], dtype=float))
+        low, high, size_xyz = ijk.min(0), ijk.max(0), np.array(self.voxels_zyx.shape[::-1])
+        return bool((high - low > _FLAT).all() and (high >= -0.5).all() and (low <= size_xyz - 0.5).all())
 
-        They take two opposite corners and want every RAS coordinate to grow from the first to the second. In a scan
-        that is much tilted no diagonal of the box may do so; then the box is widened, by as little as will do.
+    def box_around(self, points_ras_mm: np.ndarray) -> Tuple[Point3, Point3]:
+        """The smallest box along the scan's own axes around some points.
 
         Args:
             points_ras_mm: (N, 3).
 
         Returns:
-            lower and upper corner, RAS mm.
+            two opposite corners, RAS mm.
         """
         ijk = _affine(np.linalg.inv(self.ras_from_ijk), np.asarray(points_ras_mm, dtype=float))
-        half = _growing_diagonal(self.ras_from_ijk[:3, :3], ijk.max(0) - ijk.min(0)) / 2
-        center = _affine(self.ras_from_ijk, (ijk.min(0) + ijk.max(0)) / 2)
-        return _point(center - half), _point(center + half)
+        return _point(_affine(self.ras_from_ijk, ijk.min(0))), _point(_affine(self.ras_from_ijk, ijk.max(0)))
 
 
 def _affine(matrix: np.ndarray, points_N3: np.ndarray) -> np.ndarray:
     return points_N3 @ matrix[:3, :3].T + matrix[:3, 3]
-
-
-def _growing_diagonal(ras_from_ijk: np.ndarray, size_xyz: np.ndarray) -> np.ndarray:
-    """(3,) RAS mm: a diagonal, all of it positive, of the smallest box of at least this size that has one."""
-    diagonals = np.array(list(product((-1, 1), repeat=3))) * size_xyz @ ras_from_ijk.T
-    growing = diagonals[(diagonals > 0).all(1)]
-    if len(growing):
-        return growing[0]
-    steps = np.linspace(0.02, 1.0, 25)
-    tried = np.array(list(product(steps, repeat=3)))
-    extent = np.abs(tried @ np.linalg.inv(ras_from_ijk).T)
-    scale = (size_xyz / extent).max(1, keepdims=True)
-    return (tried * scale)[np.argmin((extent * scale).prod(1))]
 
 
 def _point(values: np.ndarray) -> Point3:

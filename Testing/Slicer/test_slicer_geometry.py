@@ -133,14 +133,23 @@ def test_box_lies_along_the_scans_own_axes(make_world, name, transforms):
 
 @pytest.mark.parametrize("size_xyz", [(8, 7, 9), (8, 1, 4), (1, 9, 5)])
 @pytest.mark.parametrize("matrix", [GRIDS["left-handed oblique"], affine(rotation(45, 0)), affine(rotation(60, 40))])
-def test_box_in_a_much_tilted_scan_is_widened_rather_than_cut(matrix, size_xyz):
+def test_box_in_a_much_tilted_scan_is_no_larger_than_drawn(matrix, size_xyz):
     scan = Scan((), "tilted", np.zeros((9, 9, 9), np.int16), matrix)
     ends = scan.box_around(np.array([transformed(matrix, (0, 0, 0)), transformed(matrix, size_xyz)]))
-    assert all(a < b for a, b in zip(*ends)), "as sessions want it"
     seen = [transformed(np.linalg.inv(matrix), end) for end in ends]
-    low, high = np.min(seen, 0), np.max(seen, 0)
-    assert (low <= 1e-6).all() and (high >= np.array(size_xyz) - 1e-6).all()
-    assert (high - low).prod() < 12 * np.prod(size_xyz)
+    np.testing.assert_allclose(seen, [(0, 0, 0), size_xyz], atol=1e-9)
+
+
+def test_a_box_is_one_on_a_scan_that_it_overlaps():
+    matrix = affine(rotation(60, 40))
+    scan = Scan((), "tilted", np.zeros((9, 9, 9), np.int16), matrix)
+
+    def overlaps(corner_ijk, opposite_ijk):
+        return scan.overlaps(transformed(matrix, corner_ijk), transformed(matrix, opposite_ijk))
+
+    assert overlaps((2, 3, 4), (5, 6, 7)) and overlaps((5, 3, 7), (2, 6, 4)) and overlaps((-9, -9, -9), (20, 20, 20))
+    assert not overlaps((2, 3, 4), (5, 6, 4)), "flat"
+    assert not overlaps((2, 3, 10), (5, 6, 20)) and not overlaps((-9, 3, 4), (-2, 6, 7)), "beside it"
 
 
 def test_non_linear_transform_is_refused_with_a_way_out(world):
