@@ -27,7 +27,8 @@ from .watching import Watch
 
 NAME = "FaM-SAM"
 WAIT_S = 0.006
-"""So long, at most, the application stands still at a time for the worker to run."""
+"""So long, at most, the application stands still at a time for the worker to run; and until it gets Python's lock back,
+for which it has to wait as long again (5 ms) where the worker computes in Python itself."""
 POLL_MS = 1
 """So long it goes on in between."""
 OFFLINE_MS = 50
