@@ -54,12 +54,18 @@ def read_image(path: Path, *, series_uid: Optional[str] = None, ras_from_ijk: An
         if path.is_dir():
             with _no_itk_warnings():
                 return _read_dicom_folder(path, series_uid)
+        if _is_dicom(path):  # whatever its name ends in: IM0001, .IMA, .img
+            return _read_simpleitk(path)
         suffix = _suffix(path, NIBABEL_SUFFIXES + SIMPLEITK_SUFFIXES + NUMPY_SUFFIXES)
         if suffix in NUMPY_SUFFIXES:
             return _read_numpy(path, ras_from_ijk)
         return _read_nibabel(path) if suffix in NIBABEL_SUFFIXES else _read_simpleitk(path)
-    except (FamsamError, MemoryError):
+    except FamsamError:
         raise
+    except MemoryError as error:
+        raise VolumeError(
+            f"{str(path)!r} needs more memory than there is: it is too large, or its header is damaged"
+        ) from error
     except Exception as error:  # the libraries have no common root for what a damaged file may cause
         raise VolumeError(
             f"cannot read {str(path)!r}, which may be damaged or of another kind: {_cause(error)}"
@@ -89,13 +95,53 @@ def _read_nibabel(path: Path) -> StoredImage:
         voxels += np.float32(intercept)
 
     header = image.header if isinstance(image.header, nibabel.Nifti1Header) else None
-    matrix = np.array(image.affine, dtype=np.float64)
+    matrix = np.array(image.affine if header is None else _nifti_matrix(header, path), dtype=np.float64)
     unit_mm = _MM_PER_NIFTI_UNIT.get(header.get_xyzt_units()[0], 1.0) if header is not None else 1.0
     repaired = _with_slice_axis(matrix, shape)
     if unit_mm != 1.0 or repaired is not matrix:
         header = None  # the mask gets millimetres and an invertible matrix, not the original fields
         matrix = np.diag([unit_mm, unit_mm, unit_mm, 1.0]) @ repaired
     return StoredImage(voxels.reshape(shape, order="F").transpose(2, 1, 0), matrix, header)
+
+
+def _nifti_matrix(header: Any, path: Path) -> NDArray[np.float64]:
+    """ras_from_ijk of a NIfTI header as ITK has it, and with it 3D Slicer: of two forms that conflict the one of the
+    scanner's coordinates, the qform in doubt; and LPS axes from 0 if there is none. Only a sheared sform stays, which
+    no qform can hold, and ITK does not take."""
+    sform, qform = header.get_sform(coded=True)[0], _qform(header)
+    if sform is None and qform is None:
+        logger.warning(
+            "%s has no orientation: its header has neither a qform nor an sform. It is taken as 3D Slicer takes it, "
+            "with axes to the left, posterior and superior; check the sides",
+            path,
+        )
+        x_mm, y_mm, z_mm = [*np.abs(header.get_zooms()[:3]), 1.0, 1.0][:3]
+        return np.diag([-x_mm, -y_mm, z_mm, 1.0])
+    if sform is None or qform is None:
+        return np.asarray(qform if sform is None else sform)
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array([*header.get_data_shape()[:3], 1, 1][:3]) - 1)
+    apart_mm = np.linalg.norm(corners @ (sform - qform)[:3, :3].T + (sform - qform)[:3, 3], axis=1).max()
+    if apart_mm <= 0.1 * np.abs(header.get_zooms()[:3]).min():
+        return sform
+    axes = sform[:3, :3] / np.linalg.norm(sform[:3, :3], axis=0)
+    perpendicular = np.allclose(axes.T @ axes, np.eye(3), atol=1e-4)
+    taken = "sform" if header["sform_code"] == 1 or not perpendicular else "qform"
+    logger.warning(
+        "the qform and the sform of %s put its voxels up to %.3g mm apart; the %s is taken%s",
+        path,
+        apart_mm,
+        taken,
+        ", as 3D Slicer does" if perpendicular else ", 3D Slicer takes the qform",
+    )
+    return sform if taken == "sform" else qform
+
+
+def _qform(header: Any) -> Optional[NDArray[np.float64]]:
+    """None if there is none, or a damaged one."""
+    try:
+        return header.get_qform(coded=True)[0]
+    except Exception:  # nibabel has no common root for what a damaged header may cause
+        return None
 
 
 def _with_slice_axis(ras_from_ijk: NDArray[np.float64], shape_xyz: Sequence[int]) -> NDArray[np.float64]:

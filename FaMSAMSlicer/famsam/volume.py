@@ -102,7 +102,8 @@ def read_volume(path: PathLike, *, series_uid: Optional[str] = None, ras_from_ij
 
     Args:
         path: NIfTI (.nii, .nii.gz, .hdr/.img), MGH, NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd), a folder with a DICOM
-            series, a DICOM file, or numpy: .npz with the arrays ``voxels_zyx`` and ``ras_from_ijk``, or .npy.
+            series, a DICOM file under any name, or numpy: .npz with the arrays ``voxels_zyx`` and ``ras_from_ijk``, or
+            .npy.
         series_uid: which series of a DICOM folder; by default the one with the most files.
         ras_from_ijk: (4, 4), the geometry of a .npy file, which has none of its own.
 

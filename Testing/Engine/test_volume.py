@@ -232,6 +232,71 @@ def test_scaling_is_read_from_the_header(tmp_path, ramp_zyx):
         assert volume.voxels_zyx.dtype == np.dtype(dtype)
 
 
+FORMS = {
+    "qform": affine((0.3, 0.3, 7.5), (20, -5, 40), angles_rad=(0.2, -0.4, 0.3)),
+    "sform": affine((0.3, 0.3, 7.5), (1, 2, 3), angles_rad=(0.1, 0, 0)),
+}
+
+
+def nifti_with_forms(path, voxels_zyx, qform_code, sform_code, sform=FORMS["sform"]):
+    image = nib.Nifti1Image(voxels_zyx.T, None)
+    image.set_qform(FORMS["qform"], code=qform_code)
+    image.set_sform(sform, code=sform_code)
+    nib.save(image, path)
+    header = nib.load(path).header
+    assert (header["qform_code"], header["sform_code"]) == (qform_code, sform_code)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("qform_code", "sform_code", "taken"),
+    [
+        (0, 0, None),
+        (0, 2, "sform"),
+        (1, 0, "qform"),
+        (1, 1, "sform"),
+        (4, 1, "sform"),
+        (1, 4, "qform"),
+        (2, 2, "qform"),
+    ],
+)
+def test_of_two_nifti_forms_the_one_of_itk_is_taken(tmp_path, ramp_zyx, caplog, qform_code, sform_code, taken):
+    path = nifti_with_forms(tmp_path / "image.nii", ramp_zyx, qform_code, sform_code)
+    volume = read_volume(path)
+    expected = FORMS[taken] if taken else affine((0.3, 0.3, 7.5), signs=(-1, -1, 1))
+    np.testing.assert_allclose(volume.grid.ras_from_ijk, expected, atol=1e-5)
+    image = sitk.ReadImage(str(path))
+    last = image.TransformIndexToPhysicalPoint((4, 3, 2)) * np.array((-1, -1, 1))
+    np.testing.assert_allclose(volume.grid.ras_from_zyx_points((2, 3, 4)), last, atol=1e-4)
+    if qform_code and sform_code:
+        assert f"apart; the {taken} is taken, as 3D Slicer does" in caplog.text
+    else:
+        assert ("has no orientation" in caplog.text) == (taken is None)
+    write_mask(ramp_zyx > 30, volume, tmp_path / "mask.nii")
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.nii", volume), ramp_zyx > 30)
+
+
+def test_nifti_forms_that_agree_and_a_sheared_one(tmp_path, ramp_zyx, caplog):
+    agreeing = FORMS["qform"] + 1e-3
+    agreeing[3] = 0, 0, 0, 1
+    volume = read_volume(nifti_with_forms(tmp_path / "image.nii", ramp_zyx, 1, 4, agreeing))
+    np.testing.assert_allclose(volume.grid.ras_from_ijk, agreeing, atol=1e-6)
+    assert not caplog.text
+    sheared = affine((0.3, 0.3, 7.5), (1, 2, 3), shear=0.27)
+    volume = read_volume(nifti_with_forms(tmp_path / "image.nii", ramp_zyx, 1, 4, sheared))
+    np.testing.assert_allclose(volume.grid.ras_from_ijk, sheared, atol=1e-6)
+    assert "the sform is taken, 3D Slicer takes the qform" in caplog.text
+
+
+def test_a_header_that_announces_more_than_memory_holds(tmp_path, ramp_zyx):
+    nib.save(nib.Nifti1Image(ramp_zyx.T, LPS), tmp_path / "image.nii")
+    content = bytearray((tmp_path / "image.nii").read_bytes())
+    content[42:48] = np.array([32000] * 3, "<i2").tobytes()
+    (tmp_path / "image.nii").write_bytes(content)
+    with pytest.raises(VolumeError, match=r"image\.nii' needs more memory than there is"):
+        read_volume(tmp_path / "image.nii")
+
+
 def test_units_other_than_millimetres_are_converted(tmp_path, ramp_zyx):
     image = nib.Nifti1Image(ramp_zyx.T, affine((500, 500, 2000), (1000, 0, 0)))
     image.header.set_xyzt_units("micron")
@@ -435,7 +500,9 @@ def test_missing_dicom_slices_are_reported(tmp_path, ramp_zyx, caplog, capfd):
 
 def test_a_single_dicom_slice(tmp_path, ramp_zyx):
     write_dicom_series(tmp_path, ramp_zyx[:1], OBLIQUE, uid="1.2.3")
-    for path in (tmp_path, tmp_path / "1.2.3-0000.dcm"):
+    files = [tmp_path / name for name in ("1.2.3-0000.dcm", "IM0001", "1.2.3.IMA", "slice.img", "slice.nii")]
+    for path in (tmp_path, *files):
+        next(tmp_path.iterdir()).rename(files[0] if path == tmp_path else path)
         volume = read_volume(path)
         np.testing.assert_allclose(volume.grid.ras_from_ijk, OBLIQUE, atol=1e-6)
         np.testing.assert_array_equal(volume.voxels_zyx, ramp_zyx[:1])

@@ -229,7 +229,7 @@ def _complete(slice_: Any) -> Any:
 
     for name in _UIDS:
         if not slice_.get(name):
-            tag = pydicom.tag.Tag(pydicom.datadict.tag_for_keyword(name))
+            tag = pydicom.tag.Tag(name)
             raise VolumeError(
                 f"a DICOM SEG refers to its slices by their {name} {tag}, which is missing here; save .seg.nrrd instead"
             )
