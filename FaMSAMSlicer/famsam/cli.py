@@ -191,13 +191,14 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _calibrate(args: argparse.Namespace) -> None:
     model, report = calibrate(args)
-    files: List[Path] = []
+    summary, lines = report.to_dict(), [report.to_markdown()]
     try:
-        files = save_calibration(args, model, report)
+        files = [str(path) for path in save_calibration(args, model, report)]
+        weights = [] if args.save is None else [str(args.save)]
+        summary.update(files=files, weights=weights[0] if weights else None)
+        lines += [f"wrote {path}" for path in [*files, *weights]]
     finally:  # what was found is worth more than its files
-        written = [str(path) for path in files]
-        summary = {**report.to_dict(), "files": written, "weights": args.save and str(args.save)}
-        _report(args, summary, [report.to_markdown(), *(f"wrote {path}" for path in written)])
+        _report(args, summary, lines)
 
 
 def _propose(args: argparse.Namespace) -> None:

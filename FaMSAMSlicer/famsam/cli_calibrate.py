@@ -51,11 +51,10 @@ def calibrate(args: argparse.Namespace) -> Tuple[PromptableModel, CalibrationRep
 
 
 def save_calibration(args: argparse.Namespace, model: PromptableModel, report: CalibrationReport) -> List[Path]:
-    """Write the report, and the weights if it is asked for; the files' names."""
+    """Write the report, and the weights if it is asked for; the names of the report's files."""
     from .checkpoints import save_model
 
     files = report.write(args.output)
     if args.save is not None:
         save_model(model, args.save, {"calibrated_on": ", ".join(report.fitted_on)}, args.store)
-        files.append(args.save)
     return files
