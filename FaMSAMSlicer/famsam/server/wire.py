@@ -115,6 +115,7 @@ class ProposalRequest(Body):
     least_quality: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.25
     overlap: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False, description="IoU above which one stays")] = 0.6
     least_voxels: Annotated[int, Field(ge=0, le=1 << 40)] = 20
+    finest_voxels: Annotated[float, Field(gt=0, le=1e3, description="share of the scan's spacing")] = 0.5
 
 
 class CandidateAnswer(BaseModel):

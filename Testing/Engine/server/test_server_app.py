@@ -93,8 +93,8 @@ def test_preview_changes_nothing(client: Any, session: str, local: Session) -> N
     remote.ask("POST", "/points", {"point_ras_mm": CENTRE_RAS_MM})
     local.add_point(CENTRE_RAS_MM)
     before = client.get(f"/v1/sessions/{session}/state").json()["state"]
-    update = remote.ask("POST", "/preview", {"point_ras_mm": OTHER_RAS_MM, "positive": False})
-    expected = local.preview(OTHER_RAS_MM, positive=False)
+    update = remote.ask("POST", "/preview", {"point_ras_mm": OTHER_RAS_MM, "positive": True})
+    expected = local.preview(OTHER_RAS_MM)
     assert update["state"] is None
     assert update["box_zyx"] == [list(corner) for corner in expected.changed_box_zyx]
     assert client.get(f"/v1/sessions/{session}/state").json()["state"] == before
@@ -120,11 +120,9 @@ def test_the_uncertainty_is_that_of_a_local_session(client: Any, session: str, l
 
 
 def test_an_answer_holds_the_changed_box_alone_and_is_small(client: Any, session: str, local: Session) -> None:
-    for point, positive in ((CENTRE_RAS_MM, True), (OTHER_RAS_MM, False)):
-        answer = client.post(
-            f"/v1/sessions/{session}/points", json={"point_ras_mm": point, "positive": positive}
-        ).json()
-        expected = local.add_point(point, positive)
+    for point in (CENTRE_RAS_MM, OTHER_RAS_MM):
+        answer = client.post(f"/v1/sessions/{session}/points", json={"point_ras_mm": point}).json()
+        expected = local.add_point(point)
         box = expected.changed_box_zyx
         assert answer["box_zyx"] == [list(corner) for corner in box]
         voxels = int(np.prod(np.subtract(box[1], box[0])))
