@@ -83,7 +83,7 @@ def test_verbs_agree_with_a_local_session(remote: RemoteSession, model: Any, mat
         np.testing.assert_array_equal(seen.mask_zyx, expected.mask_zyx, err_msg=f"verb {number}")
         assert seen.changed_box_zyx == expected.changed_box_zyx
         assert seen.box_zyx == expected.box_zyx
-        assert seen.quality == pytest.approx(expected.quality)
+        assert seen.quality == pytest.approx(expected.quality, rel=1e-4), "rounding depends on the number of threads"
         assert (remote.can_undo, remote.can_redo) == (local.can_undo, local.can_redo)
         assert [p.to_dict() for p in remote.prompts] == [p.to_dict() for p in local.prompts]
     np.testing.assert_array_equal(remote.preview(other).mask_zyx, local.preview(other).mask_zyx)
