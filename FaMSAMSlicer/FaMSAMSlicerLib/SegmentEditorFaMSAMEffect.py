@@ -393,10 +393,9 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
     def _keep_polling(self) -> None:
         if self._timer is None:
             return
-        if self.controller.engine.is_at_work:
-            self._timer.start(POLL_MS)
-        elif self.controller.has_work:
-            self._timer.start(OFFLINE_MS)
+        is_at_work = self.controller.engine.is_at_work
+        if is_at_work or self.controller.has_work:
+            self._timer.start(OFFLINE_MS if self.controller.is_offline and not is_at_work else POLL_MS)
 
     def _poll(self) -> None:
         if not self.controller.poll(WAIT_S):

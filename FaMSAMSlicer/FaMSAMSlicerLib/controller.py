@@ -91,6 +91,11 @@ class Controller(Selection):
         return self._is_at_work or bool(self._waiting) or self._proposals.is_pending
 
     @property
+    def is_offline(self) -> bool:
+        """Whether the server that computes cannot be reached."""
+        return bool(self._offline)
+
+    @property
     def has_work(self) -> bool:
         """Whether ``poll`` has to be called."""
         return self.busy or bool(self._aim) or bool(self._doubt)

@@ -162,8 +162,13 @@ class Engine:
 
     @property
     def is_at_work(self) -> bool:
-        """Whether the worker has anything to do, wanted by now or not."""
+        """Whether the worker has anything to do, wanted by now or not.
+
+        For the main thread. Once it has not, Python collects garbage by itself again.
+        """
         self._asked = [future for future in self._asked if not future.done()]
+        if not self._asked:
+            self._garbage.release()
         return bool(self._asked)
 
     def wait(self, timeout_s: float) -> None:
@@ -171,8 +176,6 @@ class Engine:
         if self.is_at_work:
             wait(self._asked, timeout_s, FIRST_COMPLETED)
             self._garbage.collect()
-        if not self.is_at_work:
-            self._garbage.release()
 
     def submit(self, request: Request) -> Future[Outcome]:
         """Queue a request; its future holds the outcome or the error."""

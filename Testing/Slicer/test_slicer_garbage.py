@@ -67,6 +67,11 @@ def test_garbage_does_not_pile_up_while_the_worker_is_at_work(engine, monkeypatc
     assert gc.isenabled()
 
 
+def test_it_is_on_again_however_the_end_of_the_work_is_noticed(engine):
+    engine.submit(None).result()
+    assert not engine.is_at_work and gc.isenabled()
+
+
 def test_what_somebody_else_has_switched_off_stays_off(engine):
     gc.disable()
     try:
