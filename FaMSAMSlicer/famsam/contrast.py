@@ -20,12 +20,23 @@ RANGE = 0.02, 0.98
 """Between which shares of the sorted intensities it lies,"""
 STRIDE = 4
 """of every so manieth voxel along each axis."""
+LEVELS = 128
+"""The scan's range is divided into so many contrasts: a click beside another one, in the same tissue, shares its."""
+SOME = 100_000
+"""About so many voxels tell the scan's range."""
 
 
 def intensity_at(voxels_zyx: NDArray[Any], at_zyx: Index3) -> float:
     """Mean intensity of a voxel and those of its neighbours that lie in the scan; of the nearest one if it does not."""
     nearest = [min(max(at, 0), size - 1) for at, size in zip(at_zyx, voxels_zyx.shape)]
     return float(np.mean(voxels_zyx[tuple(slice(max(0, at - 1), at + 2) for at in nearest)], dtype=np.float64))
+
+
+def level_step(voxels_zyx: NDArray[Any]) -> float:
+    """How far apart the contrasts of a scan are, in its units."""
+    stride = max(1, round((voxels_zyx.size / SOME) ** (1 / 3)))
+    low, *within, high = np.quantile(voxels_zyx[(slice(None, None, stride),) * 3], (0, *RANGE, 1)).tolist()
+    return float(within[1] - within[0] or high - low or 1.0) / LEVELS  # most of a scan may be one background
 
 
 def cut_around(crop_ZYX: Tensor, inside_ZYX: Tensor, middle: float) -> Tensor:

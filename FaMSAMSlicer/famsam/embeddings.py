@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Iterator, Optional, Tuple, Union
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from .geometry import Index3
     from .model.base import Embedding
     from .resample import CropBox
 
-    Seen = Union[CropBox, Tuple[CropBox, Index3]]
-    """A view as it is, or in the contrast of what lies at a voxel (see ``contrast``)."""
+    Seen = Union[CropBox, Tuple[CropBox, float]]
+    """A view as it is, or in the contrast around an intensity (see ``contrast``)."""
 
 
 class Embeddings:

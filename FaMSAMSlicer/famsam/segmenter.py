@@ -6,6 +6,7 @@ depends only on the scan, the prompts and the prediction before it, never on wha
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Dict, Generator, List, Optional, Sequence, Tuple, TypeVar, Union
@@ -18,9 +19,9 @@ from torch import Tensor
 
 from .calling import ModelCaller
 from .compact_mask import CompactMask
-from .contrast import cut_around, intensity_at
+from .contrast import cut_around, intensity_at, level_step
 from .embeddings import Embeddings
-from .geometry import Box, Grid, Index3, bounding_box, box_slices, union
+from .geometry import Box, Grid, bounding_box, box_slices, union
 from .guided_filter import paste_guided
 from .model.base import Embedding, PromptableModel
 from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE, one_way, restrained
@@ -321,8 +322,7 @@ class Segmenter:
         several = alone and self.model.several_at_first
         logits, quality = self.decode(embedding, view, prompts, prior, several)
         if several and prompts.chosen and quality < self.options.enough_trust:
-            z, y, x = np.floor(prompts.points_zyx[-1] + 0.49).astype(int).tolist()  # no tie between two voxels
-            embedding = yield from self._encoded(view, (z, y, x))
+            embedding = yield from self._encoded(view, self._middle_at(prompts.points_zyx[-1]))
             other, other_quality = self.decode(embedding, view, prompts, prior, several)
             if other_quality >= self.options.as_sure * quality:
                 logits, quality = (logits + other) / 2, max(quality, other_quality)
@@ -334,10 +334,19 @@ class Segmenter:
             logits = one_way(logits, prior, newest)
         return logits, quality
 
-    def _encoded(self, view: CropBox, around_zyx: Optional[Index3] = None) -> Generator[None, None, Embedding]:
+    @functools.cached_property
+    def _level_step(self) -> float:
+        return level_step(self.voxels_zyx)
+
+    def _middle_at(self, point_zyx: NDArray[np.float64]) -> float:
+        """The middle of the contrast that a click is seen in."""
+        z, y, x = np.floor(point_zyx + 0.49).astype(int).tolist()  # no tie between two voxels
+        return round(intensity_at(self.voxels_zyx, (z, y, x)) / self._level_step) * self._level_step
+
+    def _encoded(self, view: CropBox, middle: Optional[float] = None) -> Generator[None, None, Embedding]:
         """The embedding of a view, with a halt if it was not there."""
-        known, timings = _seen(view, around_zyx) in self._embeddings, self._timings
-        embedding = self.embedding(view, around_zyx)
+        known, timings = _seen(view, middle) in self._embeddings, self._timings
+        embedding = self.embedding(view, middle)
         if not known:
             yield
             self._timings = timings  # another prediction may have been made meanwhile
@@ -362,22 +371,22 @@ class Segmenter:
             return None
         return (PRIOR_LOGIT * (2 * share - 1))[None, None]
 
-    def embedding(self, view: CropBox, around_zyx: Optional[Index3] = None) -> Embedding:
-        """What the encoder makes of a view, from the cache or anew; of its intensities around that of a voxel alone, if
-        one is given (see ``contrast``)."""
-        kept = self._embeddings.get(_seen(view, around_zyx))
+    def embedding(self, view: CropBox, middle: Optional[float] = None) -> Embedding:
+        """What the encoder makes of a view, from the cache or anew; of the intensities around a middle alone, if one is
+        given (see ``contrast``)."""
+        kept = self._embeddings.get(_seen(view, middle))
         if kept is not None:
             return kept
         with _Clock(self._timings, "crop"):
             if self._crop is None or self._crop[0] != view:  # else it is seen in a second contrast
                 self._crop = (view, *extract_crop(self._scan, self.grid, view))
             _, crop, inside = self._crop
-            if around_zyx is not None:
-                crop = cut_around(crop, inside, intensity_at(self.voxels_zyx, around_zyx))
+            if middle is not None:
+                crop = cut_around(crop, inside, middle)
             normalised = self._caller.normalise(crop, inside)
         with _Clock(self._timings, "encode"):
             embedding = self._caller.encode(normalised)
-        self._embeddings.keep(_seen(view, around_zyx), embedding)
+        self._embeddings.keep(_seen(view, middle), embedding)
         return embedding
 
     def decode(
@@ -542,9 +551,9 @@ def _no_timings() -> Dict[str, float]:
     return dict.fromkeys(("crop", "encode", "decode", "paste"), 0.0)
 
 
-def _seen(view: CropBox, around_zyx: Optional[Index3]) -> Seen:
+def _seen(view: CropBox, middle: Optional[float]) -> Seen:
     """What ``Embeddings`` call that."""
-    return view if around_zyx is None else (view, around_zyx)
+    return view if middle is None else (view, middle)
 
 
 class _Clock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from famsam.contrast import HALF_WIDTH, cut_around, intensity_at
+from famsam.contrast import HALF_WIDTH, LEVELS, cut_around, intensity_at, level_step
 
 
 def test_the_intensity_at_a_voxel_is_the_mean_around_it() -> None:
@@ -13,6 +13,16 @@ def test_the_intensity_at_a_voxel_is_the_mean_around_it() -> None:
     assert intensity_at(voxels, (2, 3, 4)) == voxels[1:4, 2:5, 3:6].mean()
     assert intensity_at(voxels, (0, 0, 6)) == voxels[:2, :2, 5:].mean()
     assert intensity_at(voxels, (-3, 9, 2)) == intensity_at(voxels, (0, 5, 2)), "beside the scan: the nearest voxel"
+
+
+def test_contrasts_divide_the_range_of_a_scan() -> None:
+    values = np.random.default_rng(0).permutation(np.linspace(-1000, 1000, 80**3)).reshape(80, 80, 80)
+    assert level_step(values) == pytest.approx(0.96 * 2000 / LEVELS, rel=0.02)
+    assert level_step((values * 30).astype(np.int16)) == pytest.approx(0.96 * 60000 / LEVELS, rel=0.02)
+    background = np.zeros((40, 40, 40))
+    background[20, 20] = 640
+    assert level_step(background) == pytest.approx(640 / LEVELS), "where nearly all of it is one value"
+    assert level_step(np.full((3, 3, 3), 7)) > 0
 
 
 def test_intensities_far_from_the_middle_are_cut_off() -> None:

@@ -542,6 +542,10 @@ def test_one_click_that_is_hardly_trusted_is_seen_in_its_own_contrast_too(trust,
     again = Segmenter(model, volume).step(prompts, nothing, nothing.mask)
     np.testing.assert_array_equal(again.mask.dense(), one.mask.dense())
     model.asked.clear()
+    beside = replace(prompts, points_zyx=prompts.points_zyx + 2.0)
+    segmenter.step(beside, nothing, nothing.mask)
+    assert not any(isinstance(asked, float) for asked in model.asked), "a click beside it, as bright, is seen likewise"
+    model.asked.clear()
     two = replace(prompts, points_zyx=np.array([[20.0, 30.0, 30.0], [22.0, 30.0, 30.0]]), labels=(POSITIVE,) * 2)
     segmenter.step(two, one, nothing.mask)
     assert not any(isinstance(asked, float) for asked in model.asked), "a further click is seen as the scan is"
