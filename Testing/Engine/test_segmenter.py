@@ -542,13 +542,23 @@ def test_one_click_that_is_hardly_trusted_is_seen_in_its_own_contrast_too(trust,
     again = Segmenter(model, volume).step(prompts, nothing, nothing.mask)
     np.testing.assert_array_equal(again.mask.dense(), one.mask.dense())
     model.asked.clear()
-    beside = replace(prompts, points_zyx=prompts.points_zyx + 2.0)
-    segmenter.step(beside, nothing, nothing.mask)
-    assert not any(isinstance(asked, float) for asked in model.asked), "a click beside it, as bright, is seen likewise"
-    model.asked.clear()
     two = replace(prompts, points_zyx=np.array([[20.0, 30.0, 30.0], [22.0, 30.0, 30.0]]), labels=(POSITIVE,) * 2)
     segmenter.step(two, one, nothing.mask)
     assert not any(isinstance(asked, float) for asked in model.asked), "a further click is seen as the scan is"
+
+
+def test_a_click_beside_another_one_and_as_bright_shares_its_contrast():
+    _, _, volume = two_balls()
+    volume.voxels_zyx[-3:] += 30000
+    model = DoubtfulModel()
+    segmenter = Segmenter(model, volume)
+    nothing = segmenter.start()
+    for offset in (0.0, 2.0):
+        model.asked.clear()
+        prompts = Prompts(np.array([[20.0, 30.0, 30.0]]) + offset, (POSITIVE,))
+        segmenter.step(prompts, nothing, nothing.mask)
+        encoded = [asked for asked in model.asked if isinstance(asked, float)]
+        assert bool(encoded) == (offset == 0)
 
 
 class ContrastModel(AmbiguousModel):
