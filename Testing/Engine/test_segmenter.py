@@ -553,9 +553,9 @@ def test_a_click_beside_another_one_and_as_bright_shares_its_contrast():
     model = DoubtfulModel()
     segmenter = Segmenter(model, volume)
     nothing = segmenter.start()
-    for offset in (0.0, 2.0):
+    for offset in (0, 1):
         model.asked.clear()
-        prompts = Prompts(np.array([[20.0, 30.0, 30.0]]) + offset, (POSITIVE,))
+        prompts = Prompts(np.array([[20.0, 30.0, 30.0 + offset]]), (POSITIVE,))
         segmenter.step(prompts, nothing, nothing.mask)
         encoded = [asked for asked in model.asked if isinstance(asked, float)]
         assert bool(encoded) == (offset == 0)
