@@ -17,7 +17,8 @@ import hashlib
 import logging
 import platform
 import uuid
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -174,7 +175,7 @@ class Engine:
     def wait(self, timeout_s: float) -> None:
         """Let the worker run: until it has finished something, at most for so long."""
         if self.is_at_work:
-            wait(self._asked, timeout_s, FIRST_COMPLETED)
+            futures.wait(self._asked, timeout_s, futures.FIRST_COMPLETED)
             self._garbage.collect()
 
     def submit(self, request: Request) -> Future[Outcome]:

@@ -23,7 +23,7 @@ class Embeddings:
         most: so many are kept, the least recently used ones dropped first.
 
     Attributes:
-        held_scan: the scan's voxels on the model's GPU, if they are held there.
+        held_scan: the scan's voxels (z, y, x) on the model's GPU, if they are held there.
     """
 
     def __init__(self, most: int) -> None:

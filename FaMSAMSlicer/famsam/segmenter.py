@@ -336,10 +336,11 @@ class Segmenter:
 
     @functools.cached_property
     def _level_step(self) -> float:
+        """How far apart contrasts are, in the scan's units; needed for first clicks that are hardly trusted alone."""
         return level_step(self.voxels_zyx)
 
     def _middle_at(self, point_zyx: NDArray[np.float64]) -> float:
-        """The middle of the contrast that a click is seen in."""
+        """The middle of the contrast that a click is seen in, in the scan's units."""
         z, y, x = np.floor(point_zyx + 0.49).astype(int).tolist()  # no tie between two voxels
         return round(intensity_at(self.voxels_zyx, (z, y, x)) / self._level_step) * self._level_step
 
