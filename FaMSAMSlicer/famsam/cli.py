@@ -169,8 +169,12 @@ def _evaluate(args: argparse.Namespace) -> None:
     check_output_folder(args.pictures)
     exclude = tuple(args.exclude) + (read_exclude_file(args.exclude_file) if args.exclude_file else ())
     dataset = DatasetOptions(tuple(args.include), exclude, args.max_structures, args.min_voxels)
+    options = EvaluationOptions(
+        dataset, args.clicks, args.tolerance_mm, args.unsteady, args.pictures, progress=not args.quiet
+    )
+    given = args.method or ["default"]
     methods: List[ClickSegmenter] = []
-    for name in args.method or ["default"]:
+    for name in given:
         if name in BASELINES:
             methods.append(BASELINES[name]())
         else:
@@ -179,9 +183,10 @@ def _evaluate(args: argparse.Namespace) -> None:
             label = None if name == "default" else Path(name).stem
             model = load_model(name, args.device, args.precision, paused_share=args.pause)
             methods.append(SessionSegmenter(model, label))
-    options = EvaluationOptions(
-        dataset, args.clicks, args.tolerance_mm, args.unsteady, args.pictures, progress=not args.quiet
-    )
+    names = [method.name for method in methods]
+    for method, name in zip(methods, given):
+        if names.count(method.name) > 1:  # every run's weights are called like their model
+            method.name = name
     report = evaluate(args.directory, methods, options)
     try:
         report.write(args.output)

@@ -312,6 +312,19 @@ def test_evaluate(scan, weights, tmp_path, capsys):
     assert "famsam evaluate: " in capsys.readouterr().err
 
 
+def test_weights_of_one_name_are_told_apart_by_their_folders(scan, weights, tmp_path, capsys):
+    runs = [tmp_path / run / "famsam.safetensors" for run in ("first", "second")]
+    for path in runs:
+        path.parent.mkdir()
+        path.write_bytes(weights.read_bytes())
+    methods = [word for path in (*runs, weights) for word in ("--method", str(path))]
+    arguments = ["evaluate", str(scan[1]), "-o", str(tmp_path / "report"), "--clicks", "1", "--quiet", "--json"]
+    assert cli.main([*arguments, "--device", "cpu", "--precision", "fp32", *methods]) == 0
+    assert set(json.loads(capsys.readouterr().out)["summary"]) == {*map(str, runs), "small"}
+    assert cli.main([*arguments, "--unsteady", "-1"]) == 1
+    assert "seed of unsteady clicks of at least 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "command, where, message",
     [

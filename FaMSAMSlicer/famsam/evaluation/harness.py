@@ -47,6 +47,8 @@ class EvaluationOptions:
             raise ConfigError(f"Expected at least 1 click a structure, got {self.clicks}.")
         if not self.tolerance_mm > 0:
             raise ConfigError(f"Expected a tolerance above 0 mm, got {self.tolerance_mm}.")
+        if self.unsteady is not None and self.unsteady < 0:
+            raise ConfigError(f"Expected a seed of unsteady clicks of at least 0, or none, got {self.unsteady}.")
 
 
 def evaluate(
@@ -73,7 +75,7 @@ def evaluate(
     options = options or EvaluationOptions()
     names = [segmenter.name for segmenter in segmenters]
     if not names or len(set(names)) < len(names):
-        raise ConfigError(f"Expected at least one method and different names, got {names}.")
+        raise ConfigError(f"Expected at least one method and different names, got {names}. Name each method once.")
     cases = find_cases(directory, options.dataset)
     if options.pictures is not None:
         options.pictures.mkdir(parents=True, exist_ok=True)
