@@ -22,6 +22,12 @@ def test_cmake_lists_and_disk_agree_both_ways():
     assert cmake_lists.listed() == cmake_lists.on_disk(), "run: python Testing/Slicer/cmake_lists.py"
 
 
+def test_cmake_policies_are_as_old_as_those_of_slicers_macros():
+    """With CMP0148 of CMake 3.27, ``find_package(PythonInterp)`` fails, by which CTK compiles scripted modules."""
+    newest = re.search(r"^cmake_minimum_required\(VERSION [\d.]+\.\.\.(\d+)\.(\d+)", (ROOT / "CMakeLists.txt").read_text(), re.M)
+    assert tuple(map(int, newest.groups())) < (3, 27)
+
+
 def metadata() -> dict:
     return dict(re.findall(r'^set\((EXTENSION_\w+) "([^"$]*)"\)$', (ROOT / "CMakeLists.txt").read_text(), re.MULTILINE))
 
