@@ -45,9 +45,12 @@ def calibrate(args: argparse.Namespace) -> Tuple[PromptableModel, CalibrationRep
     options = CalibrationOptions(dataset, args.clicks, progress=not args.quiet)
     fitted, judged = split_cases(find_cases(args.directory, dataset), args.fit)
     model = load_model(args.model, args.device, args.precision)
+    fitted_on: List[str] = []
     if fitted:
-        model.calibration = fit_calibration(observe(model, fitted, options))
-    return model, CalibrationReport(model.calibration, observe(model, judged, options), [case.name for case in fitted])
+        observations = observe(model, fitted, options)
+        model.calibration = fit_calibration(observations)
+        fitted_on = list(dict.fromkeys(observation.case for observation in observations))
+    return model, CalibrationReport(model.calibration, observe(model, judged, options), fitted_on)
 
 
 def save_calibration(args: argparse.Namespace, model: PromptableModel, report: CalibrationReport) -> List[Path]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ..errors import DatasetError, FamsamError, MissingDependencyError
+from ..errors import ConfigError, DatasetError, FamsamError, MissingDependencyError
 from ..geometry import box_slices
 from ..model.base import PromptableModel
 from ..model.calibration import Calibration, fit_logistic, logistic, logit
@@ -43,6 +43,12 @@ class CalibrationOptions:
     """At most so many voxels of the uncertainty map, at random, are kept of an observation."""
     progress: bool = False
     """Show a progress bar on the standard error stream."""
+
+    def __post_init__(self) -> None:
+        if self.clicks < 1 or self.voxels < 1:
+            raise ConfigError(
+                f"Expected at least 1 click a structure and 1 voxel of each result, got {self.clicks} and {self.voxels}."
+            )
 
 
 @dataclass(frozen=True)

@@ -155,3 +155,11 @@ def test_the_command_fits_judges_and_saves(two_cases, tmp_path, capsys):
     assert load_model(calibrated, device="cpu").calibration.mask_scale == summary["calibration"]["mask_scale"] != 1.0
     assert main([str(part) for part in [*command[:4], "--fit", "nobody", "--model", weights]]) == 1
     assert "nobody" in capsys.readouterr().err
+
+    (two_cases / "case_0").mkdir()
+    for name in ("image.nii.gz", "labels.nii.gz"):
+        (two_cases / "case_0" / name).write_bytes(b"not an image")
+    assert main([str(part) for part in [*command, "--fit", "case_0"]]) == 0
+    assert json.loads(capsys.readouterr().out)["fitted_on"] == ["case_a"], "what could not be read was not fitted on"
+    assert main([str(part) for part in [*command, "--clicks", 0]]) == 1
+    assert "at least 1 click" in capsys.readouterr().err
