@@ -47,7 +47,7 @@ class CalibrationOptions:
     def __post_init__(self) -> None:
         if self.clicks < 1 or self.voxels < 1:
             raise ConfigError(
-                f"Expected at least 1 click a structure and 1 voxel of each result, got {self.clicks} and {self.voxels}."
+                f"Expected at least 1 click a structure and 1 voxel a result, got {self.clicks} and {self.voxels}."
             )
 
 
