@@ -17,6 +17,8 @@ Point3 = Sequence[float]
 
 _FLAT = 1e-6
 """A side shorter than this, in millimetres or voxels, is no side."""
+_ROUNDING = 1e-7
+"""So many voxels beyond the scan a click on one of its faces may seem to lie."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class PointPrompt:
         """
         point = _coordinates(point_ras_mm)
         grid = volume.canonical.grid
-        if not grid.contains_zyx(grid.zyx_from_ras_points([point])[0]):
+        if not grid.contains_zyx(grid.zyx_from_ras_points([point])[0], margin=0.5 + _ROUNDING):
             low, high = _extent_ras_mm(volume)
             raise PromptError(
                 f"Expected a click inside the image, which spans RAS {low} to {high} mm; got {point}. "

@@ -38,6 +38,8 @@ _T = TypeVar("_T")
 
 PRIOR_LOGIT = 4.0
 """Logit of a voxel wholly inside a mask that is given as the previous one; the opposite outside."""
+ROUNDING = 1e-6
+"""So many voxels beyond a face of a view a click on the scan's face may seem to lie, where the view ends there, too."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ class Segmenter:
             if onward[0] == view or self.chooser.fits(onward[0], low, high):
                 view, logits = onward
         self._timings["total"] = 1000 * (time.perf_counter() - started)
-        return Prediction(mask, view, logits.half(), self.model.calibration.iou(quality), self._timings)
+        return Prediction(mask, view, logits.half(), self.model.calibration.iou(quality), dict(self._timings))
 
     @torch.inference_mode()
     def scouted(self, prompts: Prompts) -> Tuple[float, CompactMask]:
@@ -405,8 +407,7 @@ class Segmenter:
         if not (self.model.takes_boxes and POSITIVE in labels):
             points, labels = _with_middles(points, labels)
         crop_points = view.points_to_crop(points, self.grid)
-        rounding = 1e-6  # a click on a face of the scan is in a view that ends there
-        in_view = np.all((crop_points >= -0.5 - rounding) & (crop_points <= view.size - 0.5 + rounding), axis=1)
+        in_view = np.all((crop_points >= -0.5 - ROUNDING) & (crop_points <= view.size - 0.5 + ROUNDING), axis=1)
         is_corner = (labels == BOX_LOWER) | (labels == BOX_UPPER)
         in_view = in_view | is_corner if self.model.takes_boxes else in_view & ~is_corner
         crop_points, labels, newest_seen = crop_points[in_view], labels[in_view], bool(in_view[-1])
@@ -482,10 +483,11 @@ class Segmenter:
         for point, label in zip(prompts.points_zyx, prompts.labels):
             if label == NEGATIVE:
                 continue
-            index = np.floor((view.points_to_crop(point, self.grid) + 0.5) * n / view.size).astype(int)
+            at = (view.points_to_crop(point, self.grid) + 0.5) * n / view.size
             if label != POSITIVE:
                 return logits
-            if (index >= 0).all() and (index < n).all():
+            if ((at >= -ROUNDING) & (at <= n + ROUNDING)).all():
+                index = np.floor(at).clip(0, n - 1).astype(int)
                 in_box = (index >= low).all() and (index < found[1]).all()
                 owned.add(int(pieces[tuple(index - low)]) if in_box else 0)
         telling = telling and owned != {0}  # a click that was not taken tells nothing

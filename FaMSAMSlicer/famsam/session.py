@@ -209,7 +209,7 @@ class Session:
         """The result as if clicked; nothing is changed. A click at the same place that follows costs nothing more."""
         state = self._state
         previewed = self._extended(state, PointPrompt.at(point_ras_mm, positive, self.volume))
-        self._foresight.keep(state, previewed)
+        self._foresight.keep(state, previewed.without_timings())
         return self._result(previewed, state)
 
     def encode_ahead(self, point_ras_mm: Point3) -> bool:
@@ -318,7 +318,7 @@ class Session:
 
     def _replayed(self, index: int, tail: Sequence[Prompt]) -> State:
         old = self._state
-        state = State(old.base, old.prompts[:index], old.predictions[: index + 1])
+        state = State(old.base, old.prompts[:index], old.predictions[: index + 1]).without_timings()
         for prompt in tail:
             state = self._extended(state, prompt)
         return state

@@ -55,6 +55,18 @@ def test_a_box_on_a_tilted_scan_holds_all_of_what_was_given(degrees):
     assert prompt_from_dict(box.to_dict(), scan) == box
 
 
+@pytest.mark.parametrize("degrees", range(0, 90, 7))
+def test_the_faces_of_a_scan_belong_to_it_whatever_way_numbers_are_rounded(degrees):
+    scan = tilted(degrees)
+    for face, axis in itertools.product((-0.5, 39.5), range(3)):
+        at_zyx = np.array([10.3, 20.1, 30.7])
+        at_zyx[axis] = face
+        PointPrompt.at(scan.grid.ras_from_zyx_points(at_zyx), True, scan)
+        with pytest.raises(PromptError, match="inside the image"):
+            at_zyx[axis] *= 1.0001
+            PointPrompt.at(scan.grid.ras_from_zyx_points(at_zyx), True, scan)
+
+
 def test_a_box_on_a_scan_along_the_axes_keeps_its_numbers():
     box = BoxPrompt.between((34.1, 30, -8), (42, 20, 7.3), SCAN)
     assert box == BoxPrompt((34.1, 20, -8), (42, 30, 7.3))

@@ -695,6 +695,14 @@ def test_a_click_on_a_face_of_a_view_is_seen_whatever_way_numbers_are_rounded():
     assert segmenter._points_in(view, Prompts(click, (POSITIVE,)))[1].tolist() == [POSITIVE]
 
 
+@pytest.mark.parametrize("beyond", [-1e-3, 0.0, 1e-9])
+def test_a_click_on_a_face_of_the_scan_takes_what_ends_there(beyond):
+    size, spacing = (200, 60, 60), (1.5, 1.5, 1.5)  # longer than a view, which then ends at the face, too
+    truth = ball(mm_of(size, spacing), (300, 45, 45), 25)
+    mask = segmented(ThresholdModel(), scan_of(truth, spacing), [(199.5 + beyond, 30, 30)])
+    assert dice(mask, truth) > 0.95
+
+
 def test_a_model_without_boxes_gets_a_click_in_the_middle():
     size, spacing = (60, 60, 120), (1.5, 1.5, 1.5)
     mm = mm_of(size, spacing)

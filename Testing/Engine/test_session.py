@@ -88,6 +88,17 @@ def test_timings_and_quality(session):
     assert 0 <= result.quality <= 1
 
 
+def test_timings_are_those_of_the_interaction_alone(session):
+    volume = session.volume
+    timings_ms = session.add_point(centre_of(volume)).timings_ms
+    session.uncertainty(decodes=2)
+    assert session.result.timings_ms == timings_ms
+    assert session.preview(centre_of(volume, (0, 0, 5))).timings_ms
+    assert session.add_point(centre_of(volume, (0, 0, 5))).timings_ms == {}, "the preview had computed it"
+    session.add_point(centre_of(volume, (0, 5, 0)))
+    assert session.remove_point(2).timings_ms == {}, "back to what was there"
+
+
 def test_undo_and_redo_of_any_depth(session):
     volume = session.volume
     masks = [session.result.mask_zyx]
