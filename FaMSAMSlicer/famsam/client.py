@@ -286,20 +286,18 @@ class RemoteSession:
             with self._lock:
                 self._open()
         try:
-            return self._sent(*request())
-        except ConnectionLostError:
-            self._left_id, self._session_id = self._session_id, None  # the next verb begins anew from the prompts
-            raise
+            return self._sent(self._session_id, request())
         except ServerRefusal as refusal:
             if refusal.code != "not_found":
                 raise
             with self._lock:
                 self._open()
-            return self._sent(*request())
+            return self._sent(self._session_id, request())
 
-    def _sent(self, method: str, path: str, body: Any) -> Any:
+    def _sent(self, session_id: Optional[str], request: Request) -> Any:
+        method, path, body = request
         try:
-            return self.connection.request(method, f"/v1/sessions/{self._session_id}{path}", body)
+            return self.connection.request(method, f"/v1/sessions/{session_id}{path}", body)
         except ServerRefusal as refusal:
             if refusal.code == "superseded":
                 raise Superseded(str(refusal)) from None
@@ -309,6 +307,9 @@ class RemoteSession:
                 raise SessionError(str(refusal)) from None
             if refusal.code == "not_this_model":
                 raise ConfigError(str(refusal)) from None
+            raise
+        except BaseException:  # lost or interrupted: the next verb begins anew from the prompts
+            self._left_id, self._session_id = session_id, None
             raise
 
     def _open(self) -> None:
@@ -323,13 +324,14 @@ class RemoteSession:
         if opened is None:
             self._volume_id = self._upload(volume)
             opened = self.connection.request("POST", f"/v1/volumes/{self._volume_id}/sessions")
-        self._session_id = opened["id"]
         self._end(self._left_id)
-        self._known = (self._at, self._at)
+        self._left_id = opened["id"]  # until it has the prompts
         state = self._history[self._at]
         if state is not None:
-            update = self._sent("PUT", "/state", {"state": state})
+            update = self._sent(opened["id"], ("PUT", "/state", {"state": state}))
             self._mask = RemoteResult.after(CompactMask.empty(volume.grid.size_zyx), update).mask
+        self._known = (self._at, self._at)
+        self._session_id, self._left_id = opened["id"], None
 
     def _upload(self, volume: Volume) -> str:
         """Send a scan; one that is too large is not begun with, since the server would hang up in the middle of it."""

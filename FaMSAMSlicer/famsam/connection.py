@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from .errors import FamsamError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_PORTS = {"http": 80, "https": 443}
+_NOBODY_BEHIND = (502, 503, 504)  # of a proxy; a famsam server's own refusals have a code
 
 
 class ServerRefusal(FamsamError):
@@ -38,12 +40,12 @@ class Connection:
 
     Args:
         address: such as ``http://127.0.0.1:8765`` or ``https://scans.example.org``.
-        token: what the server asks for; None if it asks for none.
+        token: what the server asks for, printable ASCII; None if it asks for none.
         timeout_s: of one answer.
         tls: for a certificate that the system does not know; by default the system's own checks.
 
     Raises:
-        ConnectionLostError: the address is no http or https address.
+        ConnectionLostError: the address is no http or https address, or the token cannot be one.
     """
 
     def __init__(
@@ -54,18 +56,23 @@ class Connection:
         tls: Optional[ssl.SSLContext] = None,
     ) -> None:
         text = address.strip()
-        parts = urlsplit(text if "://" in text else f"http://{text}")
         try:
-            port = parts.port
-        except ValueError:
-            port = -1
-        if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+            parts = urlsplit(text if "://" in text else f"http://{text}")
+            host, port = parts.hostname or "", _PORTS[parts.scheme] if parts.port is None else parts.port
+            host.encode("idna")
+            http.client.HTTPConnection(host, port)  # checks the characters, connects to nothing
+        except (KeyError, ValueError, http.client.InvalidURL):
+            host = ""
+        if not host:
             raise ConnectionLostError(f"expected a server's address such as http://127.0.0.1:8765, got {address!r}")
+        token = token and token.strip()
+        if token and not (token.isascii() and token.isprintable()):
+            raise ConnectionLostError("expected the server's token, which is printable ASCII, got other characters")
         self.address = f"{parts.scheme}://{parts.netloc}"
         self.device = self.address
         """Where the model runs, as a model's own attribute of that name tells it."""
-        self.is_local = parts.hostname in _LOOPBACK
-        self._scheme, self._host, self._port = parts.scheme, parts.hostname, port
+        self.is_local = host in _LOOPBACK
+        self._scheme, self._host, self._port = parts.scheme, host, port
         self._token, self._timeout_s, self._tls = token, timeout_s, tls
         self._of_thread = threading.local()
 
@@ -96,6 +103,8 @@ class Connection:
             parsed = answer
         if status >= 400:
             problem = parsed if isinstance(parsed, dict) else {}
+            if status in _NOBODY_BEHIND and "code" not in problem:
+                raise self._lost(f"what stands in front of it answered with status {status}")
             detail = problem.get("detail") or f"the server at {self.address} answered with status {status}"
             raise ServerRefusal(status, str(problem.get("code", "")), str(detail))
         if status >= 300 or (parsed and isinstance(parsed, bytes)):
@@ -119,17 +128,22 @@ class Connection:
             )
             answer = connection.getresponse()
             return answer.status, answer.headers.get("Content-Type", ""), answer.read()
-        except (OSError, http.client.HTTPException) as error:
-            self.close()
+        except BaseException as error:
+            self.close()  # however it ended: what is left of this answer is none to the next request
             if isinstance(error, ssl.SSLCertVerificationError):
                 raise ConnectionLostError(
                     f"the certificate of {self.address} cannot be trusted: {error.verify_message}. Check the address; "
                     "for a certificate of your own, name its authority's PEM file in the variable SSL_CERT_FILE"
                 ) from error
-            raise ConnectionLostError(
-                f"there is no connection to the server at {self.address} ({error or type(error).__name__}). "
-                "Check that it runs and that the address is right; work goes on from the prompts when it is back"
-            ) from error
+            if isinstance(error, (OSError, http.client.HTTPException)):
+                raise self._lost(error or type(error).__name__) from error
+            raise
+
+    def _lost(self, why: object) -> ConnectionLostError:
+        return ConnectionLostError(
+            f"there is no connection to the server at {self.address} ({why}). "
+            "Check that it runs and that the address is right; work goes on from the prompts when it is back"
+        )
 
     def _connect(self) -> http.client.HTTPConnection:
         if self._scheme == "https":

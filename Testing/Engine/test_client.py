@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from contextlib import closing
+from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Iterator
@@ -227,6 +228,22 @@ def test_a_server_of_something_else_is_told() -> None:
         other.shutdown()
 
 
+def test_a_proxy_that_finds_no_server_behind_it_is_a_lost_connection() -> None:
+    class NobodyBehind(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(502)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), NobodyBehind) as proxy:
+        threading.Thread(target=proxy.serve_forever, daemon=True).start()
+        with pytest.raises(ConnectionLostError, match=r"502.*when it is back"):
+            Connection(f"http://127.0.0.1:{proxy.server_port}").get("/v1/server")
+        proxy.shutdown()
+
+
 def test_a_restarted_server_goes_on_from_the_prompts(model: Any) -> None:
     with live(create_app(model)) as first:
         remote = RemoteSession(Connection(str(first.base_url)))
@@ -278,6 +295,39 @@ def test_a_verb_whose_answer_was_lost_counts_once(relayed: Any, server: Any, mod
     np.testing.assert_array_equal(seen.mask_zyx, local.add_point(other, positive=False).mask_zyx)
 
 
+def test_a_connection_lost_while_prompts_are_brought_back_loses_none(
+    server: Any, remote: RemoteSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = remote.add_point(CENTRE_RAS_MM).mask_zyx
+    server.delete(f"/v1/volumes/{remote._volume_id}")
+    request, other = remote.connection.request, (RAS_FROM_IJK @ (4, 4, 4, 1))[:3]
+
+    def lose_the_state(method: str, path: str, *rest: Any, **more: Any) -> Any:
+        if path.endswith("/state"):
+            raise ConnectionLostError("lost")
+        return request(method, path, *rest, **more)
+
+    with monkeypatch.context() as patched, pytest.raises(ConnectionLostError):
+        patched.setattr(remote.connection, "request", lose_the_state)
+        remote.add_point(other, positive=False)
+    left = remote._left_id
+    remote.add_point(other, positive=False)
+    assert len(remote.prompts) == 2
+    assert server.get(f"/v1/sessions/{left}/state").status_code == 404
+    np.testing.assert_array_equal(remote.undo().mask_zyx, before)
+
+
+def test_a_verb_that_was_interrupted_counts_once(remote: RemoteSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: HTTPResponse) -> bytes:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(HTTPResponse, "read", interrupted)
+        remote.add_point(CENTRE_RAS_MM)
+    remote.add_point(CENTRE_RAS_MM)
+    assert len(remote.prompts) == 1 and remote.result.mask_zyx.any()
+
+
 def test_connections_that_were_closed_while_idle_go_unnoticed(relayed: Any) -> None:
     remote, relay = relayed
     for count in (1, 2):
@@ -327,11 +377,33 @@ def test_the_token(model: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["", "ftp://127.0.0.1", "http://", "http://127.0.0.1:seven", "http://127.0.0.1:99999"]
+    "address",
+    [
+        "",
+        "ftp://127.0.0.1",
+        "http://",
+        "http://127.0.0.1:seven",
+        "http://127.0.0.1:99999",
+        "http://[::1",
+        "http://my server",
+        "http://scans..org",
+    ],
 )
 def test_addresses_that_are_none(address: str) -> None:
     with pytest.raises(ConnectionLostError, match="address"):
         Connection(address)
+
+
+@pytest.mark.parametrize("address, port", [("http://[2001:db8::5]", 80), ("https://[2001:db8::5]", 443)])
+def test_an_ipv6_address_without_a_port(address: str, port: int) -> None:
+    connection = Connection(address)._connect()
+    assert (connection.host, connection.port) == ("2001:db8::5", port)
+
+
+def test_tokens_as_they_are_pasted() -> None:
+    assert Connection("127.0.0.1", token=" correct-horse-battery\n")._token == "correct-horse-battery"
+    with pytest.raises(ConnectionLostError, match="ASCII"):
+        Connection("127.0.0.1", token="correct\u2013horse\u2013battery")
 
 
 def test_nobody_there() -> None:
