@@ -103,6 +103,7 @@ class FaMSAMSlicerWidget(ScriptedLoadableModuleWidget, VTKObservationMixin):
         node = self.logic.editor_node()
         if not self.hasObserver(node, vtk.vtkCommand.ModifiedEvent, self.on_editor_modified):
             self.addObserver(node, vtk.vtkCommand.ModifiedEvent, self.on_editor_modified)
+        self.editor.updateEffectList()  # the panel of the module that Slicer starts with is older than the effect
         node.SetActiveEffectName("")  # a scene may have been saved, and loaded, with an active one
         self.editor.setMRMLSegmentEditorNode(node)
         self.editor.updateWidgetFromMRML()

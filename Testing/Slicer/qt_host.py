@@ -13,7 +13,7 @@ import sys
 import tempfile
 import types
 from pathlib import Path
-from typing import Any, ClassVar, Dict, List
+from typing import Any, ClassVar, Dict, List, Optional
 
 import host
 import slicer
@@ -167,10 +167,21 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         layout = QtWidgets.QVBoxLayout(self)
         layout.setContentsMargins(0, 0, 0, 0)
         self._effects: Dict[str, ScriptedEffect] = {}
+        self.updateEffectList()
 
     unorderedEffectsVisible = QtCore.Property(
         bool, lambda s: getattr(s, "_unordered", True), lambda s, v: setattr(s, "_unordered", v)
     )
+
+    def updateEffectList(self) -> None:
+        """Copy the effects that have been registered since; nothing else does it."""
+        for name in ScriptedEffect.factory.keys() - self._effects.keys():
+            effect = ScriptedEffect.factory[name].self().clone()
+            effect.editor = self
+            if self.node is not None:
+                effect.self().setMRMLDefaults()
+            effect.self().setupOptionsFrame()
+            self._effects[name] = effect
 
     def setMRMLScene(self, scene: Any) -> None:
         super().setMRMLScene(scene)
@@ -184,6 +195,7 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
 
     def setEffectNameOrder(self, names: List[str]) -> None:
         self._names = list(names)
+        self.updateEffectList()
 
     def setMRMLSegmentEditorNode(self, node: Any) -> None:
         if node is self.node:
@@ -265,15 +277,10 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
     def redo(self) -> None:
         self.logic.Redo()
 
-    def _effect(self, name: str) -> ScriptedEffect:
-        if name not in self._effects:
-            effect = ScriptedEffect.factory[name].self().clone()
-            effect.editor = self
+    def _effect(self, name: str) -> Optional[ScriptedEffect]:
+        effect = self._effects.get(name)
+        if effect is not None and self.node is not None:
             effect.self().setMRMLDefaults()
-            effect.self().setupOptionsFrame()
-            self._effects[name] = effect
-        effect = self._effects[name]
-        effect.self().setMRMLDefaults()
         return effect
 
 

@@ -342,6 +342,20 @@ def test_effect_and_sample_data_are_registered_at_start_up(app):
     assert not effect.createCursor(None).pixmap().isNull()
 
 
+def test_the_module_that_slicer_starts_with_can_be_started(app):
+    """Its panel is made before the application has started, so before the effect is there."""
+    import FaMSAMSlicer
+
+    app.widget.cleanup()
+    qt_host.ScriptedEffect.factory.clear()
+    app.widget = FaMSAMSlicer.FaMSAMSlicerWidget(app.parent)
+    app.widget.setup()
+    app.widget.enter()
+    slicer.app.startupCompleted.emit()
+    app.start()
+    assert app.widget.ui.startButton.checked and "Ready" in app.ui.statusLabel.text
+
+
 @pytest.mark.parametrize("name", ["qMRMLWidget", "qMRMLSegmentEditorWidget", "ctkPathLineEdit", "ScriptedEffect"])
 def test_stand_ins_offer_only_what_the_headers_declare(name):
     cls = getattr(qt_host, name)
