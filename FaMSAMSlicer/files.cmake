@@ -50,6 +50,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/compact_mask.py
   famsam/connection.py
   famsam/contrast.py
+  famsam/dicom_frames.py
   famsam/embeddings.py
   famsam/errors.py
   famsam/evaluation/__init__.py

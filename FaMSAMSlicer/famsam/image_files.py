@@ -17,6 +17,7 @@ from typing import Any, Iterator, NamedTuple, Optional, Sequence, Set, Tuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .dicom_frames import read_frames, rescaled
 from .errors import FamsamError, VolumeError
 from .geometry import Grid
 
@@ -29,7 +30,7 @@ WRITABLE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
 
 PICK_ONE = "pick one volume of a series, or one channel, with voxels[k] or voxels[..., k]"
 
-_DICOM_SLICE_THICKNESS = "0018|0050"
+_DICOM_SLICE_THICKNESS, _DICOM_FRAME_COUNT = "0018|0050", "0028|0008"
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MM_PER_NIFTI_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}
 
@@ -170,11 +171,28 @@ def _read_simpleitk(path: Path) -> StoredImage:
             f"the size {tuple(size_xyz)}; {PICK_ONE}"
         )
     image = reader.Execute()
-    matrix = _ras_from_ijk(image)
+    voxels_zyx, matrix = sitk.GetArrayFromImage(image).reshape([*size_xyz, 1][2::-1]), _ras_from_ijk(image)
+    if len(voxels_zyx) > 1 and reader.HasMetaDataKey(_DICOM_FRAME_COUNT) and _is_dicom(path):
+        return _with_own_frames(path, StoredImage(voxels_zyx, matrix))
     thickness = reader.GetMetaData(_DICOM_SLICE_THICKNESS) if reader.HasMetaDataKey(_DICOM_SLICE_THICKNESS) else ""
-    if size_xyz[2:] == [1] and thickness.strip():  # ITK makes a lone slice 1 mm thick
+    if size_xyz[2:] == [1] and float(thickness.strip() or 0) > 0:  # ITK makes a lone slice 1 mm thick
         matrix[:3, 2] *= float(thickness) / np.linalg.norm(matrix[:3, 2])
-    return StoredImage(sitk.GetArrayFromImage(image).reshape([*size_xyz, 1][2::-1]), matrix)
+    return StoredImage(voxels_zyx, matrix)
+
+
+def _with_own_frames(path: Path, stored: StoredImage) -> StoredImage:
+    """What ITK has made of a DICOM file of many frames, with each where it lies and scaled by its own numbers."""
+    frames = read_frames(path)
+    if frames is None:
+        return stored
+    if len(frames.scales_N2) != len(stored.voxels_zyx):
+        raise VolumeError(
+            f"{str(path)!r} holds {len(stored.voxels_zyx)} frames and tells the places of {len(frames.scales_N2)}; "
+            "it is damaged"
+        )
+    order, matrix = _stacked(_LPS_FROM_RAS @ frames.lps_from_ijk_N44, repr(str(path)))
+    voxels_zyx = rescaled(stored.voxels_zyx, frames.scales_N2)
+    return StoredImage(voxels_zyx if (np.diff(order) == 1).all() else voxels_zyx[order], matrix)
 
 
 def _refuse_what_is_misread(path: Path, version: str) -> None:
@@ -252,7 +270,7 @@ def _is_dicom(path: Path) -> bool:
 
 def _ordered_slices(names: Sequence[str], called: str) -> Tuple[Sequence[str], NDArray[np.float64], Set[int]]:
     """A series' files along the slices' normal, ras_from_ijk, and the pixel types that hold each slice's values as its
-    own slope and intercept make them. A tilted gantry shears the matrix, as it should."""
+    own slope and intercept make them."""
     import SimpleITK as sitk
 
     matrices = []
@@ -264,10 +282,22 @@ def _ordered_slices(names: Sequence[str], called: str) -> Tuple[Sequence[str], N
         matrices.append(_ras_from_ijk(reader))
         sizes.add(tuple(reader.GetSize()))
         pixel_types.add(reader.GetPixelID())
-    slices = np.stack(matrices)
-    if len(sizes) > 1 or np.abs(slices[:, :3, :2] - slices[0, :3, :2]).max() > 1e-3:
-        raise VolumeError(f"{called} mixes several sizes or orientations, such as localisers; it is no volume")
+    if any(size[2:] > (1,) for size in sizes):
+        raise VolumeError(f"{called} has {len(names)} files of many frames each; name one, such as {names[0]!r}")
+    if len(sizes) > 1:
+        raise VolumeError(_MIXED.format(called))
+    order, matrix = _stacked(np.stack(matrices), called)
+    return [names[k] for k in order], matrix, pixel_types
 
+
+_MIXED = "{} mixes several sizes or orientations, such as localisers; it is no volume"
+
+
+def _stacked(slices: NDArray[np.float64], called: str) -> Tuple[NDArray[np.int_], NDArray[np.float64]]:
+    """Slices, each with its ras_from_ijk (N, 4, 4), as one image: their order along the first one's z axis, and
+    ras_from_ijk of the whole. A tilted gantry shears the matrix, as it should."""
+    if np.abs(slices[:, :3, :2] - slices[0, :3, :2]).max() > 1e-3:
+        raise VolumeError(_MIXED.format(called))
     normal = slices[0, :3, 2] / np.linalg.norm(slices[0, :3, 2])
     heights_mm = slices[:, :3, 3] @ normal
     order = np.argsort(heights_mm, kind="stable")
@@ -289,8 +319,8 @@ def _ordered_slices(names: Sequence[str], called: str) -> Tuple[Sequence[str], N
             deviation_mm,
         )
     matrix = slices[order[0]].copy()
-    matrix[:3, 2] = (slices[order[-1], :3, 3] - matrix[:3, 3]) / (len(names) - 1)
-    return [names[k] for k in order], matrix, pixel_types
+    matrix[:3, 2] = (slices[order[-1], :3, 3] - matrix[:3, 3]) / (len(slices) - 1)
+    return order, matrix
 
 
 def _read_numpy(path: Path, ras_from_ijk: Any) -> StoredImage:

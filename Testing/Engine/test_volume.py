@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import gzip
 import logging
+import sys
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from dicom import write_dicom_series
-from famsam.errors import VolumeError
+from dicom import write_dicom_frames, write_dicom_series
+from famsam.errors import MissingDependencyError, VolumeError
 from famsam.geometry import Grid, bounding_box
 from famsam.volume import Volume, foreground, read_mask, read_volume, write_mask
 from grids import affine, affines, sizes_zyx
@@ -506,6 +507,43 @@ def test_a_single_dicom_slice(tmp_path, ramp_zyx):
         volume = read_volume(path)
         np.testing.assert_allclose(volume.grid.ras_from_ijk, OBLIQUE, atol=1e-6)
         np.testing.assert_array_equal(volume.voxels_zyx, ramp_zyx[:1])
+
+
+def test_a_lone_dicom_slice_without_a_thickness_is_1_mm_thick(tmp_path, ramp_zyx):
+    write_dicom_series(tmp_path, ramp_zyx[:1], LPS, tags={"0018|0050": "0"})
+    assert read_volume(tmp_path).spacing_xyz_mm[2] == 1
+
+
+@pytest.mark.parametrize("ras_from_ijk", [*GEOMETRIES.values(), LPS @ affine(signs=(1, 1, -1))])
+@pytest.mark.parametrize("order", [(0, 1, 2, 3, 4), (0, 3, 1, 4, 2)])
+def test_dicom_frames_lie_where_the_file_says(tmp_path, ramp_zyx, ras_from_ijk, order):
+    voxels = np.concatenate([ramp_zyx, ramp_zyx[:2] + 1000]).astype(np.int16)
+    path = write_dicom_frames(tmp_path / "frames.dcm", voxels[list(order)], ras_from_ijk, heights=order)
+    for volume in (read_volume(path), read_volume(tmp_path)):
+        np.testing.assert_allclose(volume.grid.ras_from_ijk, ras_from_ijk, atol=1e-6)
+        np.testing.assert_array_equal(volume.voxels_zyx, voxels)
+
+
+@pytest.mark.parametrize("scales", [((0.5, 3), (2, -1), (1, 0)), ((1, 0), (300, 9000), (0.25, 0))])
+def test_dicom_frames_that_are_rescaled_differently(tmp_path, ramp_zyx, scales):
+    path = write_dicom_frames(tmp_path / "frames.dcm", ramp_zyx, LPS, scales=scales)
+    expected = [plane * float(slope) + intercept for plane, (slope, intercept) in zip(ramp_zyx, scales)]
+    np.testing.assert_allclose(read_volume(path).voxels_zyx, expected)
+
+
+def test_dicom_frames_that_are_no_volume(tmp_path, ramp_zyx, caplog, monkeypatch):
+    twice = np.concatenate([ramp_zyx, ramp_zyx])
+    phases = write_dicom_frames(tmp_path / "phases.dcm", twice, LPS, heights=(0, 1, 2, 0, 1, 2))
+    with pytest.raises(VolumeError, match="several images at one position"):
+        read_volume(phases)
+    gap = write_dicom_frames(tmp_path / "gap.dcm", ramp_zyx, LPS, heights=(0, 1, 3))
+    assert read_volume(gap).spacing_xyz_mm[2] == pytest.approx(1.5 * Grid((1, 1, 1), LPS).spacing_xyz_mm[2])
+    assert "uneven distances between its slices" in caplog.text
+    with pytest.raises(VolumeError, match="2 files of"):
+        read_volume(tmp_path)
+    monkeypatch.setitem(sys.modules, "pydicom", None)
+    with pytest.raises(MissingDependencyError, match="pip install pydicom"):
+        read_volume(gap)
 
 
 def test_dicom_folders_that_hold_no_volume(tmp_path, ramp_zyx):
