@@ -378,7 +378,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--config", action="append", choices=("famsam", "fastsam3d", "sam_med3d"), help="only this one; "
                    "repeatable")
     p.add_argument("--runs", type=int, default=7)
-    p.add_argument("--threads", type=int, default=0, help="torch threads; 0: as torch chooses")
+    p.add_argument("--threads", type=int, default=0, help="torch threads; 0: as many as are fastest")
     p.add_argument("--volume", type=int, nargs=3, default=(512, 512, 300), metavar=("X", "Y", "Z"))
     p.add_argument("--ablation", action="store_true", help="also FastSAM3D's encoder, sparse x flash attention")
     p.add_argument("--batch", type=int, action="append", default=[], help="also volumes a second with so many crops at "

@@ -68,7 +68,7 @@ def add_train_proposals_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labelled", type=Path, action="append", default=[], help="folder of labelled cases")
     parser.add_argument("--include", action="append", default=[], help="pattern of labelled cases to train on")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: as torch chooses")
+    parser.add_argument("--threads", type=int, default=0, help="torch threads; 0: as many as are fastest")
     parser.add_argument("--store", default="fp32", choices=("fp32", "fp16", "int8", "int6", "int5"),
                         help="how to keep the parameters")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -76,17 +76,15 @@ def add_train_proposals_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train_proposals(args: argparse.Namespace) -> Tuple[Dict[str, Any], List[str]]:
     """Run ``famsam train-proposals``; returns what it found as JSON-able data and as lines of text."""
-    import torch
-
     from .checkpoints import load_model, save_model
     from .model.famsam import Famsam
+    from .runtime import keep_threads
     from .training.proposals import ProposalTraining
     from .training.proposals import train_proposals as train
     from .training.trainer import MixedSource, synthetic_source
 
     check_output_file(args.output, WEIGHTS_SUFFIXES)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    keep_threads(args.threads)
     model = load_model(args.model, args.device, args.precision, paused_share=0.0)
     if not isinstance(model, Famsam):
         raise ConfigError(f"Expected a famsam model to train a proposal head on, got {model.name}.")

@@ -38,6 +38,7 @@ SHORT_OPERATIONS = 40
 
 _STANDARD_THREADS = torch.get_num_threads()  # as PyTorch chose, unless somebody has already chosen
 _measured_threads = {"count": _STANDARD_THREADS, "at_s": 0.0}  # the last measurement's choice, and when
+_kept_threads = {"count": 0}  # what a user asked for; 0: nothing
 
 logger = logging.getLogger(__name__)
 
@@ -128,11 +129,32 @@ def thread_count(standing: int) -> int:
     up fast ones, or where something else is busy. Measured once a process, in some tens of milliseconds.
 
     Args:
-        standing: what ``torch.get_num_threads()`` is; a number chosen there, or by OMP_NUM_THREADS, stays.
+        standing: what ``torch.get_num_threads()`` is; a number chosen there, by ``keep_threads`` or by OMP_NUM_THREADS
+            stays.
     """
-    if standing != _STANDARD_THREADS or "OMP_NUM_THREADS" in os.environ:
+    if standing != _STANDARD_THREADS or _is_kept(standing):
         return standing
     return _fastest_threads()
+
+
+def keep_threads(count: int) -> None:
+    """Have PyTorch compute with so many threads on the CPU, however many are measured to be faster.
+
+    Args:
+        count: of threads; 0: from now on as many as standing or measured, as if this had never been called.
+
+    Raises:
+        ConfigError: a negative number.
+    """
+    if count < 0:
+        raise ConfigError(f"Expected 0 or more threads, got {count}.")
+    _kept_threads["count"] = count
+    if count:
+        torch.set_num_threads(count)
+
+
+def _is_kept(threads: int) -> bool:
+    return threads == _kept_threads["count"] or "OMP_NUM_THREADS" in os.environ
 
 
 def reconsider_threads(call_s: float) -> None:
@@ -145,7 +167,7 @@ def reconsider_threads(call_s: float) -> None:
         call_s: seconds that a call to a model has just taken on the CPU.
     """
     standing, waited_s = torch.get_num_threads(), time.monotonic() - _measured_threads["at_s"]
-    if standing not in (_STANDARD_THREADS, _measured_threads["count"]) or "OMP_NUM_THREADS" in os.environ:
+    if standing not in (_STANDARD_THREADS, _measured_threads["count"]) or _is_kept(standing):
         return
     could_be_more = standing < _STANDARD_THREADS and waited_s > 3 * MEASURED_AGAIN_S
     if could_be_more or (standing > 1 and call_s > SLOW_CALL_S and waited_s > MEASURED_AGAIN_S):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from famsam import runtime
 from famsam.bench import BenchOptions, BenchReport, ScalingOptions, run_bench
 from famsam.bench.models import ModelCalls, untrained_model
 from famsam.bench.run import ratios
@@ -111,6 +112,26 @@ def test_threads_are_as_they_were():
     with pytest.raises(CheckpointError):
         run_bench(BenchOptions("cpu", threads=before + 1, runs=1, volume_xyz=(8, 8, 8), model="missing.safetensors"))
     assert torch.get_num_threads() == before
+
+
+def test_the_threads_and_the_precision_asked_for_are_those_of_the_run(monkeypatch):
+    class Enough(Exception):
+        pass
+
+    found = []
+
+    def enough(report):
+        found.append((torch.get_num_threads(), report.environment))
+        raise Enough
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(runtime, "_STANDARD_THREADS", 2)
+    monkeypatch.setattr(runtime, "_fastest_threads", lambda: 1)
+    with pytest.raises(Enough):
+        run_bench(BenchOptions("cpu", "fp32", 2, 1, (16, 16, 16), ("famsam",)), enough)
+    ((threads, about),) = found
+    assert threads == about["threads"] == 2
+    assert (about["device"], about["precision"]) == ("cpu", "fp32")
 
 
 def test_a_report_without_runs_is_empty():

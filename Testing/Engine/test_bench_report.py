@@ -44,6 +44,18 @@ def test_differences_between_the_machines_come_first():
     assert not any(line.startswith("differs") for line in comparison_lines(new, new))
 
 
+def test_other_scans_and_precisions_are_named():
+    encode, decode, first = timing(2, 1, 3), timing(2, 1, 3), timing(1, 1, 1)
+    old = report(encode, decode, clicks={"volume_xyz": [512, 512, 300], "model": "famsam", "first": first}).to_dict()
+    new = report(encode, decode, clicks={"volume_xyz": [64, 64, 64], "model": "famsam", "first": first}).to_dict()
+    new["configs"]["famsam"]["precision"] = "fp32"
+    assert comparison_lines(new, old)[:2] == [
+        "differs: clicks volume_xyz was [512, 512, 300], is [64, 64, 64]",
+        "differs: famsam precision was bf16, is fp32",
+    ]
+    assert comparison_lines(new, report(encode, decode).to_dict())[0].startswith("differs: famsam precision")
+
+
 def test_a_report_is_read_back(tmp_path):
     path = tmp_path / "old.json"
     path.write_text(json.dumps(report(timing(2, 1, 3), timing(2, 1, 3)).to_dict()))

@@ -239,7 +239,7 @@ def test_threads_are_reconsidered_after_slow_calls_and_taken_back_later(monkeypa
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("how", ["torch", "environment"])
+@pytest.mark.parametrize("how", ["torch", "environment", "kept"])
 def test_threads_that_somebody_chose_stay(monkeypatch, how):
     before = torch.get_num_threads()
     monkeypatch.setattr(runtime, "_seconds_of", lambda work: pytest.fail("nothing is to be measured"))
@@ -248,13 +248,22 @@ def test_threads_that_somebody_chose_stay(monkeypatch, how):
     try:
         if how == "torch":
             torch.set_num_threads(runtime._STANDARD_THREADS + 3)
-        else:
+        elif how == "environment":
             monkeypatch.setenv("OMP_NUM_THREADS", str(before))
+        else:
+            runtime.keep_threads(runtime._STANDARD_THREADS)
         chosen = torch.get_num_threads()
         runtime.use_fastest_threads()
+        runtime.reconsider_threads(2 * runtime.SLOW_CALL_S)
         assert torch.get_num_threads() == chosen
     finally:
+        runtime.keep_threads(0)
         torch.set_num_threads(before)
+
+
+def test_a_negative_number_of_threads_is_refused():
+    with pytest.raises(ConfigError, match="0 or more threads, got -1"):
+        runtime.keep_threads(-1)
 
 
 def test_measuring_leaves_the_threads_as_they_were():

@@ -151,15 +151,27 @@ def compare(new: Mapping[str, Any], old: Mapping[str, Any]) -> List[Dict[str, An
 def comparison_lines(new: Mapping[str, Any], old: Mapping[str, Any]) -> List[str]:
     """``compare`` for people, after a word on what differs between the two machines or runs."""
     lines = []
-    for key in ("processor", "cores", "may_use_cores", "threads", "device", "precision", "packages"):
-        before, now = (report["environment"].get(key) for report in (old, new))
-        if before != now:
-            lines.append(f"differs: {key} was {before}, is {now}")
+    for name, before, now in _differences(old, new):
+        lines.append(f"differs: {name} was {before}, is {now}")
     lines.append(f"since commit {old['environment'].get('commit')}, {old['environment'].get('date')}:")
     for row in compare(new, old):
         verdict = f"  {row['verdict']}" if row["verdict"] else ""
         lines.append(f"{row['name']:52} {row['old']:10.2f} -> {row['new']:10.2f}  x {row['ratio']:.2f}{verdict}")
     return lines
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Tuple[str, Any, Any]]:
+    """(name, before, now) of what timings depend on besides the code; what a run that was cut off lacks is left out."""
+    for key in ("processor", "cores", "may_use_cores", "threads", "device", "precision", "packages"):
+        before, now = (report["environment"].get(key) for report in (old, new))
+        if before != now:
+            yield key, before, now
+    parts = [{"clicks": report.get("clicks", {}), **report["configs"]} for report in (old, new)]
+    for name in parts[1]:
+        for key in ("volume_xyz", "model", "precision"):
+            before, now = (part.get(name, {}).get(key) for part in parts)
+            if None not in (before, now) and before != now:
+                yield f"{name} {key}", before, now
 
 
 def _timings(value: Any, path: str = "") -> Iterator[Tuple[str, Mapping[str, float]]]:

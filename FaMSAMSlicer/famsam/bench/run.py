@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from ..errors import ConfigError
-from ..runtime import choose_device
+from ..runtime import choose_device, keep_threads
 from .clicks import StageCalls, synthetic_ct, time_clicks
 from .fresh import MemoryTask, import_times_ms, peak_in_fresh_process
 from .machine import Limits, environment
@@ -28,7 +28,7 @@ class BenchOptions:
     precision: str = "auto"
     """As for ``load_model``; "auto" gives each configuration what it would get there."""
     threads: int = 0
-    """Torch threads; 0 for torch's choice."""
+    """Torch threads; 0 for as many as are measured to be fastest."""
     runs: int = 7
     """Repetitions after one that is not counted."""
     volume_xyz: Tuple[int, int, int] = (512, 512, 300)
@@ -77,21 +77,21 @@ def run_bench(
     options = options or BenchOptions()
     device = choose_device(options.device)
     threads_before = torch.get_num_threads()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    keep_threads(options.threads)
     try:
         with tqdm(disable=not options.progress, file=sys.stderr, bar_format="{desc} {elapsed}") as bar:
             return _run(options, device, bar, so_far)
     finally:
+        keep_threads(0)
         torch.set_num_threads(threads_before)
 
 
 def _run(
     options: BenchOptions, device: torch.device, bar: tqdm, so_far: Callable[[BenchReport], None]
 ) -> BenchReport:
-    report = BenchReport(environment())
-    volume = synthetic_ct((options.volume_xyz[2], options.volume_xyz[1], options.volume_xyz[0]))
     bundled = bundled_model(device, options.precision, options.model)
+    report = BenchReport({**environment(), "device": str(device), "precision": bundled.precision})
+    volume = synthetic_ct((options.volume_xyz[2], options.volume_xyz[1], options.volume_xyz[0]))
     tasks: List[Tuple[Dict[str, Any], str, MemoryTask]] = []
     with StageCalls(volume, bundled.mask_size, device) as stages:
         crop = stages.crop()

@@ -195,12 +195,9 @@ def _run(trainer: Trainer, args: argparse.Namespace, draw_curve: Any) -> Answer:
 
 
 def _machine(args: argparse.Namespace) -> torch.device:
-    import torch
+    from ..runtime import choose_device, keep_threads
 
-    from ..runtime import choose_device
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    keep_threads(args.threads)
     return choose_device(args.device)
 
 
