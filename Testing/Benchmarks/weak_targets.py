@@ -18,14 +18,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-NAME = re.compile(r"(?P<dice>\d\.\d\d)_(?P<case>.+)_(?P<label>[^_]+)_(?P<method>[^_]+)\.png")
-
 
 def weak_pictures(folder: Path, below: float, method: str) -> list[tuple[float, str, Path]]:
-    """(Dice, case, picture) of every structure of one method below a Dice, the worst first."""
-    found = [(match, path) for path in sorted(folder.glob("*.png")) if (match := NAME.fullmatch(path.name))]
-    weak = [(float(m["dice"]), m["case"], path) for m, path in found if m["method"] == method]
-    return sorted(entry for entry in weak if entry[0] < below)
+    """(Dice, case, picture) of every structure of one method below a Dice, the worst first; ends where there is no
+    picture of the method."""
+    called = re.sub(r"[^\w.-]+", "-", method)  # as in the pictures' names; it may hold "_", as a case's name may
+    name = re.compile(rf"(\d\.\d\d)_(.+)_\d+_{re.escape(called)}\.png")
+    found = [(match, path) for path in sorted(folder.glob("*.png")) if (match := name.fullmatch(path.name))]
+    if not found:
+        raise SystemExit(f"Expected pictures of the method {method!r} in {folder}, found none.")
+    scored = [(float(match[1]), match[2], path) for match, path in found]
+    return sorted(entry for entry in scored if entry[0] < below)
 
 
 def sheet(pictures: list[Path], output: Path, columns: int = 2) -> None:
@@ -46,7 +49,7 @@ def main() -> None:
     parser.add_argument("pictures", type=Path, help="folder that famsam evaluate --pictures has filled")
     parser.add_argument("-o", "--output", type=Path, default=Path("weak.png"))
     parser.add_argument("--below", type=float, default=0.7)
-    parser.add_argument("--method", default="famsam")
+    parser.add_argument("--method", default="famsam", help="as the report calls it")
     parser.add_argument("--include", action="append", default=[], help="pattern of cases that may be shown; repeatable")
     args = parser.parse_args()
     weak = weak_pictures(args.pictures, args.below, args.method)

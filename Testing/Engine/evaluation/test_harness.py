@@ -142,6 +142,21 @@ def test_a_picture_of_every_result_worst_first(two_cases, oracle):
     assert files[-1] == "1.00_case_b_2_oracle.png"
 
 
+def test_weak_targets_are_found_by_their_pictures(tmp_path):
+    pytest.importorskip("matplotlib", reason="the pictures need matplotlib")
+    from Benchmarks.weak_targets import weak_pictures
+
+    for name in ("0.70_sts_01_mr_1_famsam", "0.52_b.1_2_famsam", "0.90_b_3_famsam", "0.61_sts_01_mr_1_my_run_2",
+                 "0.10_b_12_region-growing"):  # fmt: skip
+        (tmp_path / f"{name}.png").touch()
+    found = {method: weak_pictures(tmp_path, 0.8, method) for method in ("famsam", "my_run_2", "region growing")}
+    assert [(score, case) for score, case, _ in found["famsam"]] == [(0.52, "b.1"), (0.70, "sts_01_mr")]
+    assert [(score, case) for score, case, _ in found["my_run_2"]] == [(0.61, "sts_01_mr")]
+    assert [(score, case) for score, case, _ in found["region growing"]] == [(0.10, "b")]
+    with pytest.raises(SystemExit, match="of the method 'run'"):
+        weak_pictures(tmp_path, 0.8, "run")
+
+
 def test_the_progress_bar_goes_to_standard_error_and_only_if_asked(two_cases, oracle, capsys):
     evaluate(two_cases, [oracle], EvaluationOptions(clicks=1))
     assert capsys.readouterr() == ("", "")
