@@ -193,7 +193,7 @@ def read_exclude_file(path: Union[str, Path]) -> Tuple[str, ...]:
         DatasetError: the file cannot be read.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()  # some editors write a mark before the text
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"Expected a text file with one case name a line, got {path}: {error}") from error
     names = (line.split("#", 1)[0].strip() for line in lines)

@@ -61,6 +61,8 @@ def test_exclude_file(tmp_path):
     path = tmp_path / "trained_on.txt"
     path.write_text("# trained on\ncase_b\n\n  sts_*   # all of them\n")
     assert read_exclude_file(path) == ("case_b", "sts_*")
+    path.write_text("case_b\nsts_*\n", encoding="utf-8-sig")
+    assert read_exclude_file(path) == ("case_b", "sts_*"), "a byte order mark is no part of the first name"
     with pytest.raises(DatasetError, match="one case name a line"):
         read_exclude_file(tmp_path / "absent.txt")
 
