@@ -29,6 +29,7 @@ from .points_view import PointsView
 from .prompts import Prompts, SegmentState, write_state
 from .proposals import Proposals
 from .scans import scan_of
+from .segments import mask_print
 from .selection import Selection, segment_of
 from .spaces import Point3
 from .status import Status
@@ -38,6 +39,11 @@ from .writing import write_nothing, write_outcome
 
 RETRY_S = 2.0
 """So often a server that cannot be reached is asked again while something waits for it."""
+
+_NOTHING_WRITTEN = _(
+    "Nothing of what was found could be written: it lies outside of the editable area or of the segmentation's "
+    "geometry, or is smaller than a voxel there. Look at Masking, and at the button beside the source volume."
+)
 
 logger = logging.getLogger(__name__)
 
@@ -460,8 +466,13 @@ class Controller(Selection):
         finally:
             self._is_writing = False
         self.sync()
-        found = _("Ready") if outcome.mask_zyx.size else _("The segment is empty. Click inside the structure.")
-        message, is_error = (" ".join(outcome.errors), True) if outcome.errors else (found, False)
+        message, is_error = _("Ready"), False
+        if outcome.errors:
+            message, is_error = " ".join(outcome.errors), True
+        elif not outcome.mask_zyx.size:
+            message = _("The segment is empty. Click inside the structure.")
+        elif not mask_print(segment):
+            message, is_error = _NOTHING_WRITTEN, True
         latency_ms, engine_ms = _ms_since(asked.since), outcome.timings_ms.get("total", 0.0)
         self._tell(Status(message, is_error, self.busy, latency_ms, outcome.quality, engine_ms))
 

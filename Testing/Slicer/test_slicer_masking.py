@@ -234,3 +234,11 @@ def test_the_print_of_a_mask_is_made_once_for_each_of_its_states(world, monkeypa
         image.Modified()
         segments.mask_print(world.controller.segment)
     assert len(segments._prints) <= segments._PRINTS_KEPT
+
+
+def test_a_click_outside_of_the_editable_area_says_why_nothing_came_of_it(world):
+    world.effect.node.SetMaskMode(EDIT_INSIDE_ONE)
+    world.effect.node.SetMaskSegmentID("second")
+    world.click(world.centre(0))
+    assert not world.mask().any()
+    assert world.controller.status.is_error and "Masking" in world.controller.status.message
