@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
+import os
+import signal
+import threading
+import time
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
@@ -15,6 +21,8 @@ from ..errors import DatasetError
 from .config import TrainConfig
 from .sample import Dice, Sample, Source
 from .targets import draw_targets, halve, visibility
+
+_LOG = logging.getLogger(__name__)
 
 Normalise = Callable[[Tensor, Tensor], Tensor]
 """(raw crop, which voxels lie inside the scan), both (B, 1, Z, Y, X) -> (B, C, Z, Y, X), a channel for each network."""
@@ -73,7 +81,8 @@ class CropPool:
     to go on with the same crops; they are drawn again when they are wanted. Each size has crops of its own.
 
     Args:
-        workers: so many processes draw the crops, on the CPU; 0: this one does, on ``device``, when it needs them.
+        workers: so many processes draw the crops, on the CPU; 0: this one does, on ``device``, when it needs them. It
+            goes on alone if one of them is killed.
     """
 
     def __init__(
@@ -89,6 +98,7 @@ class CropPool:
         self.config, self.device = config, device
         self.shelves: Dict[int, _Shelf] = {}
         self.made = 0
+        self.most_waiting = max(config.ahead, workers)
         self.workers = _workers(workers, self.maker) if workers else None
 
     def batch(self, size: int, count: int, dice: Dice) -> Tuple[Tensor, Tensor]:
@@ -103,7 +113,7 @@ class CropPool:
         shelf.owed = shelf.owed + fresh if len(shelf.items) >= start else float(start)
         hurried = self.workers is not None and self.config.minutes > 0
         waiting = sum(not shelf.drawn(number) for number in shelf.items) if hurried else 0
-        room = max(0, start - len(shelf.items), self.config.ahead - waiting) if hurried else shelf.owed
+        room = max(0, start - len(shelf.items), self.most_waiting - waiting) if hurried else shelf.owed
         shelf.owed = min(shelf.owed, room)
         while shelf.owed >= 1:
             shelf.owed -= 1
@@ -143,17 +153,38 @@ class CropPool:
 
     def _begun(self, size: int, number: int) -> Optional[Future[Any]]:
         """A crop that a worker begins to draw, if there are any."""
-        return self.workers.submit(_drawn_by_worker, size, number) if self.workers is not None else None
+        if self.workers is None:
+            return None
+        try:
+            return self.workers.submit(_drawn_by_worker, size, number)
+        except BrokenProcessPool:
+            self._go_on_alone()
+            return None
+
+    def _go_on_alone(self) -> None:
+        if self.workers is None:
+            return
+        _LOG.warning(
+            "A process that draws crops was killed, perhaps for want of memory: they are drawn without such processes "
+            "from here on, which takes longer. To have some again, stop the run and start it again with fewer workers."
+        )
+        self.close()
+        self.workers = None
 
     def _item(self, size: int, number: int) -> Item:
         items = self.shelves[size].items
         found = items[number]
         if isinstance(found, tuple):
             return found
-        if found is None:
+        try:
+            drawn = None if found is None else found.result()
+        except BrokenProcessPool:
+            self._go_on_alone()
+            drawn = None
+        if drawn is None:
             item = self.maker(size, number, self.device)
         else:
-            crop, targets = (self._sent(torch.from_numpy(part)) for part in found.result())
+            crop, targets = (self._sent(torch.from_numpy(part)) for part in drawn)
             item = crop, targets
         items[number] = item
         return item
@@ -182,12 +213,21 @@ def _workers(count: int, maker: CropMaker) -> ProcessPoolExecutor:
     """Processes that draw crops. Where it can be had they are forks, which share the scans' memory."""
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if "fork" in methods else None)
-    return ProcessPoolExecutor(count, context, _become_worker, (maker,))
+    return ProcessPoolExecutor(count, context, _become_worker, (maker, os.getpid()))
 
 
-def _become_worker(maker: CropMaker) -> None:
+def _become_worker(maker: CropMaker, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that trains is interrupted too, and ends this one
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     _maker_of_worker[:] = [maker]
+
+
+def _end_with(parent: int) -> None:
+    """End this process soon after its parent was killed: it would wait for work for ever."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _drawn_by_worker(size: int, number: int) -> Tuple[np.ndarray, ...]:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -448,6 +453,50 @@ def test_with_little_time_what_is_drawn_is_served_and_no_more_begun_than_there_i
             assert pool.made - before <= max(3, 3 - waiting) and len(items) <= 11
     finally:
         pool.close()
+
+
+def test_with_little_time_crops_are_renewed_even_if_none_are_drawn_ahead():
+    config = dataclasses.replace(SHORT, pool=8, ahead=0, fresh=1.0, minutes=1.0)
+    pool = CropPool(ball_source, config, Famsam(TINY).normalise, CPU, seed=0, workers=1)
+    try:
+        for n in range(6):
+            pool.batch(32, 2, Dice(n, CPU))
+            pool.shelves[32].items[pool.made - 1].result()  # the worker has nothing to do but what is begun next
+        assert pool.made >= 2 + 4
+    finally:
+        pool.close()
+
+
+def test_a_pool_whose_worker_is_killed_goes_on_with_the_same_crops(caplog):
+    config = dataclasses.replace(SHORT, fresh=2.0)
+    alone = CropPool(ball_source, config, Famsam(TINY).normalise, CPU, seed=0)
+    helped = CropPool(ball_source, config, Famsam(TINY).normalise, CPU, seed=0, workers=1)
+    try:
+        for n in range(4):
+            if n == 2:
+                os.kill(helped.workers.submit(os.getpid).result(), signal.SIGTERM)
+                time.sleep(0.2)
+            expected = alone.batch(32, 2, Dice(n, CPU))
+            torch.testing.assert_close(helped.batch(32, 2, Dice(n, CPU)), expected, rtol=0, atol=0)
+    finally:
+        helped.close()
+    assert helped.workers is None and caplog.text.count("fewer workers") == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="processes cannot be told there that their parent has ended")
+def test_workers_end_with_a_process_that_is_killed():
+    script = """
+import os
+from test_trainer import *
+
+pool = CropPool(ball_source, SHORT, Famsam(TINY).normalise, CPU, seed=0, workers=2)
+pool.batch(32, 2, Dice(0, CPU))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    # A worker that is left holds the end of the pipe that is waited for.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, env=environment)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
 
 
 def test_of_the_kept_structures_some_are_served_each_time():
