@@ -29,18 +29,35 @@ class Requirement:
     module: str
     """What is imported."""
     package: str
-    """What is installed."""
+    """What is installed: a name, and in which versions (>=oldest, or <first that is too new)."""
     size_mb: int
     """About how much is downloaded."""
 
     @property
+    def is_there(self) -> bool:
+        """Whether it is installed in any version; nothing is imported to find out."""
+        return importlib.util.find_spec(self.module) is not None
+
+    @property
+    def is_met(self) -> bool:
+        """Whether it is installed in a version that will do."""
+        if not self.is_there:
+            return False
+        package, *bound = re.split("(>=|<)", self.package)
+        version = _version(package)
+        if version is None or not bound:
+            return True
+        return (version >= tuple(map(int, bound[1].split(".")))) == (bound[0] == ">=")
+
+    @property
     def name(self) -> str:
-        """What the user is told: an older version is asked for of what may be there."""
-        return self.package if "<" in self.package else self.module
+        """What the user is told: which version is asked for where there is another one."""
+        return self.package if self.is_there and not self.is_met else self.module
 
 
+TORCH = Requirement("torch", f"torch{TORCH_VERSION}", 200)
 REQUIREMENTS = (
-    Requirement("torch", "torch", 200),
+    TORCH,
     Requirement("einops", "einops>=0.7", 1),
     Requirement("safetensors", "safetensors>=0.4", 1),
     Requirement("cc3d", "connected-components-3d>=3.12", 6),
@@ -53,12 +70,12 @@ _replaced: List[str] = []  # what there is to say where an imported package was 
 
 
 def missing(server: str = "") -> List[Requirement]:
-    """What is not installed; nothing is imported to find out. A server, if one computes, brings all of it."""
+    """What is not installed, or too old. A server, if one computes, brings all of it."""
     if server:
         return []
     importlib.invalidate_caches()
-    absent = [requirement for requirement in REQUIREMENTS if importlib.util.find_spec(requirement.module) is None]
-    return [*absent, OLD_NUMPY] if _numpy_is_too_new() else absent
+    unmet = [requirement for requirement in REQUIREMENTS if not requirement.is_met]
+    return [*unmet, OLD_NUMPY] if _numpy_is_too_new() else unmet
 
 
 def check_restarted() -> None:
@@ -71,10 +88,11 @@ def check_restarted() -> None:
 
 def _numpy_is_too_new() -> bool:
     """Torch then cannot take an array, nor make one."""
-    torch, numpy = _version("torch"), _version("numpy")
-    if torch is None and (sys.platform, platform.machine()) == ("darwin", "x86_64"):
-        torch = _LAST_TORCH_FOR_INTEL_MACS
-    return torch is not None and torch < _FIRST_TORCH_FOR_NUMPY_2 and numpy is not None and numpy >= (2, 0)
+    torch = _version("torch")
+    if torch is None or not TORCH.is_met:  # the newest one that can be had is installed
+        is_intel_mac = (sys.platform, platform.machine()) == ("darwin", "x86_64")
+        torch = _LAST_TORCH_FOR_INTEL_MACS if is_intel_mac else None
+    return torch is not None and torch < _FIRST_TORCH_FOR_NUMPY_2 and not OLD_NUMPY.is_met
 
 
 def _version(package: str) -> Optional[Tuple[int, int]]:
@@ -91,8 +109,9 @@ def _version_text(package: str) -> str:
 
 
 def _imported() -> Dict[str, str]:
-    """The installed versions of what is imported by now and cannot be imported anew."""
-    return {package: _version_text(package) for package in ("numpy", "torch") if package in sys.modules}
+    """The installed versions of what is imported by now, and would stay what it is until a restart."""
+    used = [re.split("[<>]", r.package)[0] for r in (*REQUIREMENTS, OLD_NUMPY) if r.module in sys.modules]
+    return {package: version for package, version in zip(used, map(_version_text, used)) if version}
 
 
 def question(requirements: Sequence[Requirement]) -> str:

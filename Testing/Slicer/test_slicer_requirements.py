@@ -57,7 +57,7 @@ def versions(monkeypatch):
     return versions
 
 
-@pytest.mark.parametrize("torch, numpy", [("2.2.2", "2.0.0"), ("2.2.2+cpu", "2.3.1"), ("1.13.1", "2.0.0rc1")])
+@pytest.mark.parametrize("torch, numpy", [("2.2.2", "2.0.0"), ("2.2.2+cpu", "2.3.1"), ("2.2.0", "2.0.0rc1")])
 def test_an_old_torch_needs_an_old_numpy(versions, torch, numpy):
     versions.update(torch=torch, numpy=numpy)
     assert requirements.missing() == [requirements.OLD_NUMPY]
@@ -71,6 +71,24 @@ def test_an_old_torch_needs_an_old_numpy(versions, torch, numpy):
 def test_any_other_two_agree(versions, torch, numpy):
     versions.update(numpy=numpy, **({} if torch is None else {"torch": torch}))
     assert requirements.missing() == []
+
+
+@pytest.mark.parametrize("package, old, new", [("torch", "2.1.2+cu118", "2.2.0"), ("einops", "0.6.1", "0.7.0")])
+def test_what_is_too_old_is_missing_and_named_with_its_version(versions, package, old, new):
+    versions.update(torch="2.10.0", numpy="2.0.0")
+    versions[package] = old
+    (missing,) = requirements.missing()
+    assert missing.name == missing.package and missing.name.startswith(f"{package}>=")
+    versions[package] = new
+    assert missing not in requirements.missing() and missing.name == package
+
+
+def test_a_newer_torch_comes_before_an_older_numpy(versions, monkeypatch):
+    versions.update(torch="2.1.2", numpy="2.0.0")
+    assert requirements.missing() == [requirements.TORCH]
+    monkeypatch.setattr("sys.platform", "darwin")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert requirements.missing() == [requirements.TORCH, requirements.OLD_NUMPY], "none newer than 2.2 is made"
 
 
 @pytest.mark.parametrize("machine, is_too_new", [("x86_64", True), ("arm64", False)])
