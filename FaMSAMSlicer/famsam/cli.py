@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 an error that the engine explains, 2 wrong arguments, 130 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import logging
 import re
@@ -28,6 +29,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     """Run one command; returns the exit code."""
     parser = _parser()
     args = parser.parse_args(_with_negative_numbers(sys.argv[1:] if arguments is None else arguments))
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may not fit the encoding of what it goes to
     logging.basicConfig(level=logging.INFO if args.verbose else logging.WARNING, format="%(levelname)s %(message)s")
     try:
         return int(args.run(args) or 0)

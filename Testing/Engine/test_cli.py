@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import subprocess
@@ -291,6 +292,16 @@ def test_version_from_a_shell():
         cwd=Path(famsam.__file__).parent.parent, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == f"famsam {famsam.__version__}"
+
+
+def test_names_that_the_output_cannot_hold_are_escaped(scan, weights, tmp_path, monkeypatch):
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "cp1252"))
+    mask = tmp_path / "\u5934.nii.gz"
+    model = ["--model", str(weights), "--device", "cpu", "--precision", "fp32"]
+    assert cli.main(["segment", str(scan[0]), "-o", str(mask), "--point=-18,0,0", *model]) == 0
+    sys.stdout.flush()
+    assert mask.exists() and b"\\u5934.nii.gz" in output.getvalue()
 
 
 # --- the other commands ---
