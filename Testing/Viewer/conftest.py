@@ -112,7 +112,7 @@ class Tab:
 
     def settled(self) -> None:
         """All clicks are answered and drawn."""
-        self.until("famsam.waiting === 0 && !famsam.dragBusy && document.getElementById('progress').hidden")
+        self.until("famsam.waiting === 0 && document.getElementById('progress').hidden")
         self.get("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     def tile(self, axis: int) -> Dict[str, float]:

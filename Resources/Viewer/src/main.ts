@@ -24,6 +24,14 @@ const IS_ANOTHER = "This is not the scan that the segments were made on; they go
 type Tool = "include" | "exclude" | "box";
 type Mark = SessionState["prompts"][number];
 
+/** A point on its way to another place: the moves of one drag are one step of the history. */
+interface Drag {
+  segment: Segment;
+  mark: Mark; // where the server has it
+  ras: Vec3; // the newest place
+  waits: boolean; // for its turn
+}
+
 class Page implements Surroundings {
   readonly viewer: Viewer;
   private readonly work: Work;
@@ -32,9 +40,9 @@ class Page implements Surroundings {
   readonly messages = new Messages();
   overlay: LabelOverlay | null = null;
   private tool: Tool = "include";
-  private drags: { index: number; ras: Vec3; continues: boolean } | null = null;
-  private dragBusy: Promise<void> | null = null;
-  private dragging = false;
+  private dragging: Drag | null = null;
+  private moved: Drag | null = null; // what the last change was a move of
+  private moves: { from: Mark; to: Mark }[] = []; // since the server had nothing to do
   private queue: Promise<unknown> = Promise.resolve();
   private waiting = 0;
   private unanswered: { segment: Segment; mark: Mark }[] = []; // prompts whose marks show before their answers are here
@@ -48,8 +56,8 @@ class Page implements Surroundings {
       box: (lower, upper) => this.act("POST", "/boxes", { corners_ras_mm: [lower, upper], along_scan: true }),
       hover: (ras) => this.looks.point(ras),
       location: (ras) => ($("position").textContent = `R ${mm(ras[0])}  A ${mm(ras[1])}  S ${mm(ras[2])} mm`),
-      drag: (index, ras, finished) => void this.drag(index, ras, finished),
-      remove: (index) => this.act("DELETE", `/points/${index}`),
+      drag: (index, ras, finished) => this.drag(index, ras, finished),
+      remove: (index) => this.remove(index),
     });
     this.work = new Work(new Api(sessionStorage.getItem(TOKEN_KEY)), {
       connection: (lost) => this.messages.connection(lost),
@@ -61,7 +69,7 @@ class Page implements Surroundings {
   }
 
   get busy(): boolean {
-    return this.waiting > 0 || this.dragBusy !== null;
+    return this.waiting > 0;
   }
 
   get click(): "include" | "exclude" | null {
@@ -191,23 +199,28 @@ class Page implements Surroundings {
     if (segment) this.enqueue(segment, () => this.work.walk(segment, which));
   }
 
-  private enqueue(segment: Segment, ask: () => Promise<Update | null>): void {
+  private enqueue(segment: Segment, ask: (moved: Drag | null) => Promise<Update | null>): void {
     const began = performance.now();
     this.waiting++;
     this.proposals.setAside();
     this.messages.status("Segmenting…");
-    this.queue = Promise.all([this.queue, this.dragBusy]).then(() =>
+    this.queue = this.queue.then(() =>
       this.guard(async () => {
         const patience = setTimeout(() => this.messages.progress("Segmenting"), PATIENCE_MS); // a first look takes a while
+        const { moved } = this;
+        this.moved = null;
         try {
-          const update = await ask();
+          const update = await ask(moved);
           if (update) this.apply(segment, update, began);
           else this.messages.status("");
         } finally {
           clearTimeout(patience);
           this.waiting--;
           this.refresh();
-          if (!this.busy) this.looks.settled();
+          if (!this.busy) {
+            this.moves = [];
+            this.looks.settled();
+          }
         }
       }),
     );
@@ -225,31 +238,54 @@ class Page implements Surroundings {
     this.messages.status(`${Math.round(latency)} ms${server}${quality}`);
   }
 
-  /** Moves of a drag: the newest place goes to the server as soon as the one before is answered. */
-  private async drag(index: number, ras: Vec3, finished: boolean): Promise<void> {
-    const segment = this.work.segment;
-    if (!segment) return;
-    this.proposals.setAside();
-    this.drags = { index, ras, continues: this.dragging };
-    this.dragging = !finished;
-    this.dragBusy ??= this.sendDrags(segment).finally(() => {
-      this.dragBusy = null;
-      if (!this.busy) this.looks.settled();
+  /** A move of a drag; one that waits for its turn goes to the newest place by then. */
+  private drag(index: number, ras: Vec3, finished: boolean): void {
+    const { segment } = this.work;
+    const mark = segment && this.marks(segment)[index];
+    const drag = this.dragging ?? (mark ? { segment, mark, ras, waits: false } : null);
+    this.dragging = finished ? null : drag;
+    if (!drag) return;
+    drag.ras = ras;
+    if (drag.waits) return;
+    drag.waits = true;
+    this.enqueue(drag.segment, async (moved) => {
+      drag.waits = false;
+      const at = this.indexOf(drag.segment, drag.mark);
+      if (at < 0) return null; // deleted meanwhile
+      const body = { point_ras_mm: drag.ras };
+      const update = await this.work.verb(drag.segment, "PUT", `/points/${at}`, body, moved === drag);
+      const to = update.state!.prompts[at];
+      this.moves.push({ from: drag.mark, to });
+      drag.mark = to;
+      this.moved = drag;
+      return update;
     });
   }
 
-  private async sendDrags(segment: Segment): Promise<void> {
-    await this.queue;
-    for (let continues = false; this.drags; continues = true) {
-      const { index, ras, continues: sameDrag } = this.drags;
-      this.drags = null;
-      const began = performance.now();
-      await this.guard(async () => {
-        const body = { point_ras_mm: ras };
-        this.apply(segment, await this.work.verb(segment, "PUT", `/points/${index}`, body, continues || sameDrag), began);
-      });
-      this.refresh();
-    }
+  private remove(index: number): void {
+    const { segment } = this.work;
+    const mark = segment && this.marks(segment)[index];
+    if (mark) this.removeAt(segment, () => this.indexOf(segment, mark));
+  }
+
+  removeLast(): void {
+    const { segment } = this.work;
+    if (segment) this.removeAt(segment, () => (segment.state?.prompts.length ?? 0) - 1);
+  }
+
+  /** Delete a prompt, whose index is known when those before it in the queue are done; -1 if it is gone by then. */
+  private removeAt(segment: Segment, index: () => number): void {
+    this.enqueue(segment, async () => {
+      const at = index();
+      return at < 0 ? null : this.work.verb(segment, "DELETE", `/points/${at}`);
+    });
+  }
+
+  /** Which of a segment's prompts a mark stands for, wherever that was moved meanwhile; -1 if it is gone. */
+  private indexOf(segment: Segment, mark: Mark): number {
+    const prompts = segment.state?.prompts ?? [];
+    const now = this.moves.reduce((at, { from, to }) => (samePoint(from, at) ? to : at), mark);
+    return [mark, now].reduce((found, one) => (found < 0 ? prompts.findIndex((each) => samePoint(each, one)) : found), -1);
   }
 
   // --- segments ---
@@ -330,11 +366,15 @@ class Page implements Surroundings {
     }
   }
 
-  /** The active segment's prompts, and those that wait for their answers. */
   private mark(): void {
     const { segment } = this.work;
+    this.viewer.mark(segment?.visible ? this.marks(segment) : []);
+  }
+
+  /** A segment's prompts, and those that wait for their answers. */
+  private marks(segment: Segment): Mark[] {
     const waiting = this.unanswered.filter((one) => one.segment === segment).map((one) => one.mark);
-    this.viewer.mark(segment?.visible ? [...(segment.state?.prompts ?? []), ...waiting] : []);
+    return [...(segment.state?.prompts ?? []), ...waiting];
   }
 
   async save(format: string): Promise<void> {
@@ -363,11 +403,6 @@ class Page implements Surroundings {
     const names = Object.keys(LAYOUTS) as Layout[];
     select.value = names[(names.indexOf(select.value as Layout) + 1) % names.length];
     this.viewer.layout(select.value as Layout);
-  }
-
-  removeLast(): void {
-    const count = this.work.segment?.state?.prompts.length ?? 0;
-    if (count) this.act("DELETE", `/points/${count - 1}`);
   }
 
   toggleDoubt(): void {
@@ -407,6 +442,11 @@ class Page implements Surroundings {
       this.messages.done();
     }
   }
+}
+
+function samePoint(one: Mark, other: Mark): boolean {
+  if (one.type !== "point" || other.type !== "point" || one.positive !== other.positive) return false;
+  return one.ras_mm.every((value, axis) => value === other.ras_mm[axis]);
 }
 
 function mm(value: number): string {

@@ -68,6 +68,7 @@ export class Work {
   segments: Segment[] = [];
   active = 0;
   private inFile = true; // all segments, as they are, were saved to a file
+  private changes = 0; // so far, of any segment
   private file: Blob | null = null;
   private restoring: Promise<void> | null = null;
   private saving: ReturnType<typeof setTimeout> | undefined;
@@ -140,8 +141,10 @@ export class Work {
       replaces = dragGoesOn && segment.served.undo > 0;
       return this.ask(segment, method, path, replaces ? { ...body, continues: true } : body);
     });
-    if (!dragGoesOn) segment.past.push(segment.state ?? { ...update.state!, mask: null, prompts: [] });
-    if (!replaces) segment.served.undo++;
+    if (!dragGoesOn) {
+      segment.past.push(segment.state ?? { ...update.state!, mask: null, prompts: [] });
+      segment.served.undo++;
+    }
     segment.future = [];
     segment.served.redo = 0;
     this.changed(segment, update);
@@ -215,8 +218,9 @@ export class Work {
       for (const one of this.segments) {
         segments.push({ session_id: await this.sessionOf(one), name: one.name, colour: one.colour });
       }
+      const { changes } = this;
       const content = await this.api.bytes("POST", `/v1/volumes/${this.volume!.id}/export`, { format, segments });
-      this.inFile = true;
+      this.inFile = changes === this.changes;
       this.save();
       return content;
     });
@@ -313,6 +317,7 @@ export class Work {
   private changed(segment: Segment, update: Update): void {
     this.note(segment, update);
     this.inFile = false;
+    this.changes++;
     this.save();
   }
 
