@@ -431,16 +431,13 @@ class Controller(Selection):
             self._preview.show(outcome.mask_zyx, outcome.low_xyz, scan, self.volume_node)
             self._tell(Status(_("Preview"), False, self.busy, _ms_since(asked.since), outcome.quality))
             return
-        if asked.node is not self.segmentation_node:
-            self._shelve(asked)
-            return
         if fingerprint(segment) != running.question.before:
             self._dispatch(asked)
             return
         self._commit(running, outcome, segment)
 
     def _shelve(self, asked: Asked) -> None:
-        """The Segment Editor writes into the selected segmentation only."""
+        """It would be asked on the volume that belongs to another segmentation."""
         self._waiting.shelve(asked)
         self._say(_("A click on another segmentation waits until that one is selected again."))
 
@@ -456,7 +453,7 @@ class Controller(Selection):
     def _commit(self, running: _Running, outcome: Outcome, segment: Any) -> None:
         asked = running.asked
         same_drag = self.points.drags == self._undoable_drag and all(s.verb == "move_point" for s in asked.steps)
-        if not same_drag:
+        if not same_drag and asked.node is self.segmentation_node:  # else it has lost its history by now
             self.effect.saveStateForUndo()
             self._undoable_drag = self.points.drags
         self._preview.hide()

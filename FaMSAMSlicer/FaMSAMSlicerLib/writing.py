@@ -18,9 +18,8 @@ def write_outcome(effect: Any, question: Question, outcome: Outcome, segment: An
     """The mask, and with it the prompts that made it."""
     asked, scan = question.asked, question.request.scan
     seg_from_scan = np.linalg.inv(question.scan_from_seg)
-    reference = effect.referenceGeometryImage()
-    labelmap = modifier_labelmap(outcome.mask_zyx, outcome.low_xyz, seg_from_scan @ scan.ras_from_ijk, reference)
-    _write(effect, asked.node, asked.segment_id, labelmap)
+    seg_from_ijk = seg_from_scan @ scan.ras_from_ijk
+    _write(effect, asked.node, asked.segment_id, outcome.mask_zyx, outcome.low_xyz, seg_from_ijk)
     base = None if outcome.base is None else {**outcome.base, "image": grid_of(scan)}
     prompts = moved(outcome.prompts, seg_from_scan)
     write_state(segment, SegmentState(prompts, base, outcome.token, mask_print(segment), outcome.quality))
@@ -28,29 +27,37 @@ def write_outcome(effect: Any, question: Question, outcome: Outcome, segment: An
 
 def write_nothing(effect: Any, node: Any, segment_id: str, segment: Any) -> None:
     """No mask and no prompts."""
-    reference = effect.referenceGeometryImage()
-    nothing = modifier_labelmap(np.zeros((0, 0, 0), bool), np.zeros(3, int), np.eye(4), reference)
-    _write(effect, node, segment_id, nothing)
+    _write(effect, node, segment_id, np.zeros((0, 0, 0), bool), np.zeros(3, int), np.eye(4))
     write_state(segment, SegmentState())
 
 
-def _write(effect: Any, node: Any, segment_id: str, labelmap: Any) -> None:
-    mode = slicer.qSlicerSegmentEditorAbstractEffect.ModificationModeSet
-    if segment_id == effect.parameterSetNode().GetSelectedSegmentID():
+def _write(effect: Any, node: Any, segment_id: str, mask_zyx: Any, low_xyz: Any, seg_from_ijk: Any) -> None:
+    with _selected(effect.parameterSetNode(), node, segment_id):
+        labelmap = modifier_labelmap(mask_zyx, low_xyz, seg_from_ijk, effect.referenceGeometryImage())
+        mode = slicer.qSlicerSegmentEditorAbstractEffect.ModificationModeSet
         effect.modifySelectedSegmentByLabelmap(labelmap, mode)
-    else:  # another one was selected while this was computed
-        with _selected(effect.parameterSetNode(), segment_id):
-            effect.modifySegmentByLabelmap(node, segment_id, labelmap, mode)
 
 
 @contextmanager
-def _selected(editor_node: Any, segment_id: str) -> Iterator[None]:
-    """Have a segment count as the selected one, without telling: what is editable depends on which one that is."""
-    selected, was_silent = editor_node.GetSelectedSegmentID(), editor_node.GetDisableModifiedEvent()
+def _selected(editor_node: Any, node: Any, segment_id: str) -> Iterator[None]:
+    """Have a segment count as the selected one, without telling: geometry and editable area are those of that one.
+
+    It may be another one, selected while this was computed.
+    """
+    selected = editor_node.GetSegmentationNode(), editor_node.GetSelectedSegmentID()
+    if (node, segment_id) == selected:
+        yield
+        return
+    was_silent = editor_node.GetDisableModifiedEvent()
     editor_node.SetDisableModifiedEvent(1)
-    editor_node.SetSelectedSegmentID(segment_id)
+    _select(editor_node, node, segment_id)
     try:
         yield
     finally:
-        editor_node.SetSelectedSegmentID(selected)
+        _select(editor_node, *selected)
         editor_node.SetDisableModifiedEvent(was_silent)
+
+
+def _select(editor_node: Any, node: Any, segment_id: Any) -> None:
+    editor_node.SetAndObserveSegmentationNode(node)
+    editor_node.SetSelectedSegmentID(segment_id)

@@ -260,8 +260,11 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
         self.shortcuts = False
 
     def setSegmentationNode(self, node: Any) -> None:
-        self.logic.SetSegmentationNode(node)
-        self.updateWidgetFromMRML()
+        """The effect is left, when the other one is selected already (Slicer 5.8 and older leave it before that)."""
+        if node is not self.logic.GetSegmentationNode():
+            self.logic.SetSegmentationNode(node)
+            self.updateWidgetFromMRML()
+            self.setActiveEffect(None)
 
     def setSourceVolumeNode(self, node: Any) -> None:
         self.logic.SetSourceVolumeNode(node)

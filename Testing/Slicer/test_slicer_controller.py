@@ -321,14 +321,37 @@ def test_clicks_wait_while_another_segmentation_is_selected(held):
     held.settle()
     status = held.controller.status
     assert not held.controller.has_work and not status.busy and not status.is_error and "waits" in status.message
-    assert not held.mask().any() and held.controller.points.node.GetNumberOfControlPoints() == 0
+    first_mask = held.mask()
+    assert dice(first_mask, held.balls[0]) > 0.7 and held.controller.points.node.GetNumberOfControlPoints() == 0
     held.click(held.centre(1))
     assert dice(host.segment_mask(other, "elsewhere", held.size_zyx), held.balls[1]) > 0.7
+    held.effect.undo()
+    assert not host.segment_mask(other, "elsewhere", held.size_zyx).any() and (held.mask() == first_mask).all()
     held.effect.select(held.segmentation, held.volume, "first")
     held.controller.sync()
     assert held.controller.points.node.GetNumberOfControlPoints() == 2
     held.settle()
     assert len(held.controller.state.prompts) == 2 and dice(held.mask(), held.balls[0]) > 0.7
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_result_for_another_segmentation_is_written_by_its_own_grid_and_masks(held, masked):
+    """Not by those of the one that is selected by then; the next thing there can be undone as if nothing had been."""
+    held.effect.node.SetMaskMode(slicer.vtkMRMLSegmentationNode.EditAllowedOutsideAllSegments)
+    if masked:
+        host.set_segment(held.segmentation, "second", held.balls[0])
+    coarse = host.volume(np.zeros((9, 9, 9), np.int16), np.diag([7.0, 7.0, 7.0, 1.0]), "coarse")
+    other = host.segmentation(coarse, "elsewhere")
+    host.set_segment(other, "elsewhere", np.ones((9, 9, 9), bool))
+    held.model.gate.clear()
+    held.controller.click(held.centre(0))
+    held.effect.select(other, coarse, "elsewhere")
+    held.controller.sync()
+    held.model.gate.set()
+    held.settle()
+    assert held.effect.node.GetSegmentationNode() is other and held.effect.node.GetSelectedSegmentID() == "elsewhere"
+    assert (dice(held.mask(), held.balls[0]) > 0.7) != masked and (held.mask() & held.balls[0]).any() != masked
+    assert host.segment_mask(other, "elsewhere", (9, 9, 9)).all()
 
 
 def test_another_segment_selected_while_computing_gets_nothing(held):
