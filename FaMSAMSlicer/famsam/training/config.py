@@ -76,10 +76,10 @@ class TrainConfig:
     """The newest so many crops of each size are not served yet: worker processes have the time to draw them."""
     minutes: float = 0.0
     """A budget of training time (0: none): the run ends with it, if not with the last of its steps, and what is told as
-    a share of the run (``sizes``, ``decay_fraction``) is one of that which is used up first. Such a run cannot be
-    repeated to the last digit."""
+    a share of the run (``sizes``, ``decay_fraction``, ``DistillConfig.layer_fraction``) is one of that which is used up
+    first. Such a run cannot be repeated to the last digit."""
     precision: str = "bf16"
-    """"bf16" or "fp32"."""
+    """"bf16" or "fp32". Crops of 32 voxels an edge are learnt from in fp32 on a CPU in any case."""
     recompute: bool = False
     """Forget what the encoder and each decoding computed and compute it again for the gradients: less memory, more
     time."""

@@ -164,6 +164,7 @@ class DistillLearner(Learner):
     ) -> None:
         super().__init__(student, config)
         self.distill = distill
+        self.k = 0
         self.layer_steps = round(distill.layer_fraction * config.steps)
         self._teacher = (teacher,)  # in a tuple, so that it is no part of what learns or is saved
         self.depth = len(encoder_blocks(student))
@@ -183,11 +184,12 @@ class DistillLearner(Learner):
         return torch.cat([m.normalise(crop_B1ZYX, inside_B1ZYX).float() for m in (self.model, self.teacher)], dim=1)
 
     def matched_layers(self, step: int) -> int:
-        """k in step ``step`` (from 0); 0 once the layers are done."""
+        """k in step ``step`` (from 0) of a run without a budget of time; 0 once the layers are done."""
         return layers_to_match(step + 1, self.layer_steps, self.depth) if step < self.layer_steps else 0
 
     def forward(self, crops: Tensor, targets: Tensor, dice: Dice, step: int) -> Tuple[Tensor, Values]:
-        config, k = self.config, self.matched_layers(step)
+        config = self.config
+        self.k = k = self.matched_layers(step)
         names = ["first", "last", "logits", *(f"layer{i + 1}" for i in range(self.depth))]
         values: Values = dict.fromkeys(names, math.nan)
         embedding, layers = encode_with_layers(self.model, crops[:, :1], config.recompute)
@@ -282,7 +284,7 @@ class Distiller(Trainer):
 
     def _log(self, values: Dict[str, float], scores: Sequence[float]) -> None:
         assert isinstance(self.learner, DistillLearner)
-        super()._log({"k": self.learner.matched_layers(self.step - 1), **values}, scores)
+        super()._log({"k": self.learner.k, **values}, scores)
 
 
 def copy_parameters(teacher: PromptableModel, student: PromptableModel) -> List[str]:

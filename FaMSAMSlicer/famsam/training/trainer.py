@@ -38,10 +38,13 @@ _LOG = logging.getLogger(__name__)
 
 JUDGES = ("quality",)
 """Modules that Muon leaves to AdamW: small heads that predict a number. Its large steps made one of them constant."""
-OWN_SETTINGS = ("lr", "initial_lr", "capturable")
-"""Of an optimiser's groups, what a run that goes on says anew."""
+OWN_SETTINGS = ("lr", "initial_lr", "weight_decay", "capturable")
+"""Of an optimiser's groups, what the configuration of a run that goes on says anew."""
 SHOW_EVERY = 5
 """Steps between two looks at what the progress bar shows."""
+LEAST_EDGE_IN_BF16 = 64
+"""Crops of fewer voxels are learnt from in fp32 on a CPU: oneDNN's bf16 gradients of convolutions over two tokens an
+edge contain memory that nobody has written."""
 SMALLEST_KERNEL = 8
 """Muon learns matrices and kernels of at least so many rows and columns, no depthwise ones."""
 
@@ -146,8 +149,8 @@ class Trainer:
             self._resume(checkpoint)
         self.shared = team.shared(self.learner)
         if team.leads():
-            text = json.dumps(self._settings(), indent=1)
-            (self.directory / CONFIG_NAME).write_text(text, encoding="utf-8")
+            with _replacing(self.directory / CONFIG_NAME) as path:
+                path.write_text(json.dumps(self._settings(), indent=1), encoding="utf-8")
 
     def _make_learner(self) -> Learner:
         """What learns: ``self.model``, and how."""
@@ -231,8 +234,9 @@ class Trainer:
     def _gradients(self) -> Values:
         """Leave the gradients of this step's loss, the team's mean, in the parameters; what to log."""
         crops, targets, dice = self._batch()
-        with autocast(self.device, self.config.precision):
-            loss, values = self.shared(crops, targets, dice, self.step)
+        small = self.device.type == "cpu" and crops.shape[-1] < LEAST_EDGE_IN_BF16
+        with autocast(self.device, "fp32" if small else self.config.precision):
+            loss, values = self.shared(crops, targets, dice, round(self._done() * self.config.steps))
         loss.backward()
         return {"loss": loss.detach(), **values}
 
@@ -293,9 +297,8 @@ class Trainer:
             "pool": self.pool.state(),
             "smooth": self.smooth.values,
         }
-        temporary = self.checkpoint_path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, self.checkpoint_path)
+        with _replacing(self.checkpoint_path) as path:
+            torch.save(state, path)
 
     def _resume(self, checkpoint: Union[Path, BinaryIO]) -> None:
         try:
@@ -331,14 +334,14 @@ class Trainer:
         if not path.exists():
             return
         header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True) or [""]
-        if not header.strip():
-            _LOG.warning("%s is empty; the log of the steps before %d is lost.", path, self.step)
+        if not (header.strip() and header.endswith("\n")):
+            _LOG.warning("%s is empty or cut off; the log of the steps before %d is lost.", path, self.step)
             path.unlink()
             return
-        whole = [row for row in rows if row.count(",") == header.count(",")]
+        whole = [row for row in rows if row.count(",") == header.count(",") and row.endswith("\n")]
         if not header.startswith("step,") or not all(row.split(",")[0].isdigit() for row in whole):
             raise ConfigError(f"Expected {path} to be the log of this run, got another file. Move it away, and go on.")
-        with path.open("w", encoding="utf-8", newline="") as file:
+        with _replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
             file.writelines([header, *(row for row in whole if int(row.split(",")[0]) <= self.step)])
 
     def averaged_model(self) -> PromptableModel:
@@ -346,6 +349,22 @@ class Trainer:
         model = self.average.module
         assert isinstance(model, PromptableModel)
         return model.eval()
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the place of the one at ``path`` when it is whole; else that one stays."""
+    unfinished = path.with_suffix(".tmp")
+    try:
+        yield unfinished
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:  # the latter is what torch makes of a full disk
+        raise CheckpointError(
+            f"Expected room for {path}, which could not be written ({error}); what was there before is kept. Make "
+            "room, and start the run again: it goes on from its last checkpoint."
+        ) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _optimisers(learner: nn.Module, config: TrainConfig) -> List[torch.optim.Optimizer]:

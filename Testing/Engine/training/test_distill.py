@@ -257,6 +257,25 @@ def test_a_run_logs_k_and_every_layer_and_leaves_a_student_that_loads(teacher_fi
     assert config_of_run(tmp_path / "run") == (config, student.config)
 
 
+def test_the_layers_have_their_share_of_a_budget_of_time(teacher_file, tmp_path):
+    config = dataclasses.replace(SHORT, steps=1000, minutes=1.0, validate_every=1)
+    distiller = Distiller(tmp_path / "run", synthetic_source, DistillConfig(teacher=str(teacher_file)), config)
+    depth = len(encoder_blocks(distiller.model))
+    step = distiller._one_step
+
+    def ten_seconds():
+        values = step()
+        distiller.seconds = 10.0 * (distiller.step + 1)
+        return values
+
+    distiller._one_step = ten_seconds
+    distiller.run()
+    assert [row["k"] for row in read_log(tmp_path / "run")] == [
+        *(layers_to_match(tenth_of_second, 300, depth) for tenth_of_second in (1, 101, 201)),
+        *(0, 0, 0),
+    ]
+
+
 def test_a_distillation_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path):
     torch.manual_seed(3)
     save_model(prompting.build(SAM_TEACHER), tmp_path / "teacher.safetensors")

@@ -652,6 +652,39 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path, cut):
         Trainer(tmp_path, ball_source)
 
 
+def test_a_full_disk_leaves_the_run_as_it_was(tmp_path):
+    resource = pytest.importorskip("resource")
+    trainer = Trainer(tmp_path, ball_source, SHORT, TINY)
+    trainer.run()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for write in (trainer.save, trainer._forget_log, lambda: Trainer(tmp_path, ball_source, SHORT)):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+        try:
+            with pytest.raises(CheckpointError, match="what was there before is kept"):
+                write()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_run_that_goes_on_decays_its_weights_as_its_configuration_now_says(tmp_path):
+    Trainer(tmp_path, ball_source, dataclasses.replace(SHORT, optimiser="muon", steps=1), TINY).run()
+    resumed = Trainer(tmp_path, ball_source, dataclasses.replace(SHORT, optimiser="muon", weight_decay=0.5))
+    groups = [group for optimiser in resumed.optimisers for group in optimiser.param_groups]
+    assert [group["weight_decay"] for group in groups] == [0.5, 0.0, 0.5]
+
+
+def test_the_smallest_crops_are_learnt_from_in_full_precision(tmp_path):
+    """Half of it gives gradients of up to 1e38 on some processors."""
+    found = []
+    for precision in ("bf16", "fp32"):
+        trainer = Trainer(tmp_path / precision, ball_source, dataclasses.replace(SHORT, precision=precision), TINY)
+        trainer._gradients()
+        found.append([p.grad for p in trainer.model.parameters() if p.grad is not None])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
 def test_a_log_that_was_cut_off_is_gone_on_with(tmp_path, caplog):
     often = dataclasses.replace(SHORT, steps=4, validate_every=1, checkpoint_every=1)
     Trainer(tmp_path, ball_source, often, TINY).run()
@@ -660,6 +693,12 @@ def test_a_log_that_was_cut_off_is_gone_on_with(tmp_path, caplog):
     log.write_text(whole[:-20])
     Trainer(tmp_path, ball_source, dataclasses.replace(often, steps=5)).run()
     assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3, 5]
+    log.write_text(log.read_text()[:-1])
+    Trainer(tmp_path, ball_source, dataclasses.replace(often, steps=5)).save()
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3], "the last number may have lost digits"
+    log.write_text("step,seco")
+    Trainer(tmp_path, ball_source, dataclasses.replace(often, steps=5))
+    assert not log.exists()
     log.write_text("")
     Trainer(tmp_path, ball_source, dataclasses.replace(often, steps=6)).run()
     assert [row["step"] for row in read_log(tmp_path)] == [6]
