@@ -186,7 +186,7 @@ def _model_from(path: Path, teacher_path: Optional[Path]) -> PromptableModel:
         calibration = Calibration()
         if CALIBRATION_KEY in metadata:
             calibration = from_plain(Calibration, json.loads(metadata[CALIBRATION_KEY]), "calibration")
-    except (ConfigError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} holds a configuration that this famsam cannot read: {error}") from error
     model = _build(str(path), name, config, _in_floats(tensors))
     model.calibration = calibration
@@ -252,16 +252,17 @@ def _build(origin: str, name: str, config: Any, tensors: Tensors) -> PromptableM
     try:
         with torch.device("meta"):
             model = build_model(name, config)
-    except ConfigError as error:
+    except (ConfigError, RuntimeError, TypeError) as error:  # the latter two of sizes that no tensor can have
         raise CheckpointError(f"{origin} holds an impossible configuration: {error}") from error
     expected = model.state_dict()
     shared = [key for key in expected if key in tensors]
     reshaped = [key for key in shared if tensors[key].shape != expected[key].shape]
+    fitting = [key for key in shared if tensors[key].shape == expected[key].shape]
     problems = [
         *_listed("missing", [key for key in expected if key not in tensors]),
         *_listed("not part of it", [key for key in tensors if key not in expected]),
         *_listed("of another shape", [f"{key}: {_misfit(tensors[key], expected[key])}" for key in reshaped]),
-        *_listed("without finite numbers", [key for key in shared if not _is_finite(tensors[key])]),
+        *_listed("without finite numbers", [key for key in fitting if not _is_finite(tensors[key])]),
     ]
     if problems:
         raise CheckpointError(
@@ -291,7 +292,8 @@ def _misfit(found: Tensor, expected: Tensor) -> str:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and bool(torch.isfinite(tensor).all())
+    """Whether a tensor holds floating-point numbers, and all of them are finite as fp32."""
+    return tensor.is_floating_point() and bool(torch.isfinite(tensor.float()).all())
 
 
 def _read(path: Path) -> Tuple[Tensors, Dict[str, str]]:

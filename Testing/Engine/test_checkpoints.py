@@ -5,6 +5,7 @@ import json
 import os
 import re
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from famsam.checkpoints import convert, load_model, save_model
 from famsam.errors import CheckpointError, ConfigError
 from famsam.model import AttentionPattern, build_model, int8, with_attention
 from famsam.model.famsam import FamsamConfig
+from famsam.model.registry import config_to_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_models import TINY, answer, tiny_model
@@ -399,16 +401,25 @@ def test_the_message_names_what_is_wrong(tmp_path):
     refused(saved(wrong, tmp_path / "wrong.pth"), rf"{key}: found \(25,\), expected \(24,\)")
     del wrong[key]
     refused(saved(wrong, tmp_path / "less.pth"), rf"1 tensors missing \({key}\)")
-    for value in (torch.full((24,), float("nan")), torch.zeros(24, dtype=torch.int64)):
+    not_finite = [torch.full((24,), float("nan")), torch.full((24,), 1e300, dtype=torch.float64)]
+    for value in (*not_finite, torch.zeros(24, dtype=torch.int64)):
         refused(saved({**state, key: value}, tmp_path / "nan.pth"), rf"1 tensors without finite numbers \({key}\)")
+    huge = {**state, key: torch.zeros(1).expand(10**6, 10**7)}  # a few bytes in the file
+    refused(saved(huge, tmp_path / "huge.pth"), rf"{key}: found \(1000000, 10000000\)")
 
 
 @pytest.mark.parametrize(
-    "metadata", [{"famsam_config": "{"}, {"famsam_config": "{}"}, {"famsam_config": '{"model": "x", "config": {}}'}]
+    "config", ["{", "{}", '{"model": "x", "config": {}}', "[" * 100_000, "1" * 10_000], ids=lambda config: config[:9]
 )
-def test_a_config_that_cannot_be_read(metadata, tmp_path):
-    save_file({"a": torch.zeros(1)}, tmp_path / "m.safetensors", metadata)
+def test_a_config_that_cannot_be_read(config, tmp_path):
+    save_file({"a": torch.zeros(1)}, tmp_path / "m.safetensors", {"famsam_config": config})
     refused(tmp_path / "m.safetensors", "configuration that this famsam cannot read")
+
+
+def test_a_config_of_sizes_that_no_tensor_has(tmp_path):
+    config = config_to_dict("famsam", replace(SMALL_FAMSAM, token_channels=10**12))
+    save_file({"a": torch.zeros(1)}, tmp_path / "m.safetensors", {"famsam_config": json.dumps(config)})
+    refused(tmp_path / "m.safetensors", "impossible configuration")
 
 
 def test_a_config_that_does_not_fit_its_tensors(tmp_path):

@@ -5,6 +5,7 @@ Shape legend: B batch, N prompts, M masks, C channels, Z Y X crop voxels, z y x 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Optional, Tuple
 
@@ -74,8 +75,14 @@ class FamsamConfig:
             object.__setattr__(self, name, value)
             if any(c <= 0 or c % 8 for c in value):
                 raise ConfigError(f"{name} must be positive multiples of 8, got {value}.")
-        if self.token_channels % self.heads or self.token_channels <= 0:
+        if self.heads < 1 or self.token_channels < 1 or self.token_channels % self.heads:
             raise ConfigError(f"token_channels ({self.token_channels}) must be a multiple of heads ({self.heads}).")
+        if self.decoder_depth and self.decoder_channels[2] % self.heads:
+            raise ConfigError(
+                f"The last of decoder_channels ({self.decoder_channels[2]}) must be a multiple of heads ({self.heads})."
+            )
+        if not 1 <= self.token_channels * self.mlp_ratio < math.inf:
+            raise ConfigError(f"mlp_ratio must be positive, and leave an MLP some channels, got {self.mlp_ratio}.")
         if self.depth < 1 or self.decoder_depth < 0 or self.mask_count < 1:
             raise ConfigError(
                 f"depth and mask_count must be at least 1 and decoder_depth at least 0, got {self.depth}, "
