@@ -110,12 +110,11 @@ def _segment(args: argparse.Namespace) -> None:
 
         points = [p for p in session.prompts if isinstance(p, PointPrompt)]
         three_plane_picture(volume, mask, [p.ras_mm for p in points], [p.positive for p in points], args.picture)
-    voxel_ml = abs(float(_determinant(volume))) / 1000
     summary = {
         "mask": str(args.output),
         "picture": None if args.picture is None else str(args.picture),
         "voxels": int(mask.sum()),
-        "volume_ml": float(mask.sum()) * voxel_ml,
+        "volume_ml": float(mask.sum()) * volume.grid.voxel_ml,
         "predicted_iou": result.quality,
         "steps": steps,
     }
@@ -151,12 +150,6 @@ def _read_image(source: str) -> Any:
     from .volume import read_volume
 
     return sample_volume() if source == "sample" else read_volume(source)
-
-
-def _determinant(volume: Any) -> float:
-    import numpy as np
-
-    return float(np.linalg.det(volume.grid.ras_from_ijk[:3, :3]))
 
 
 # --- evaluate ---

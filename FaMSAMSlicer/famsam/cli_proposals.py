@@ -43,16 +43,17 @@ def propose(args: argparse.Namespace) -> Tuple[Dict[str, Any], List[str]]:
     session.set_image(volume)
     candidates = session.propose(options)
     args.output.mkdir(parents=True, exist_ok=True)
-    voxel_ml = math.prod(volume.grid.spacing_zyx_mm.tolist()) / 1000
     rows = []
     for number, candidate in enumerate(candidates, 1):
         mask, path = candidate.mask_zyx, args.output / f"candidate_{number:02d}.nii.gz"
         write_mask(mask, volume, path)
-        row = {"mask": str(path), "predicted_iou": candidate.quality, "volume_ml": float(mask.sum()) * voxel_ml}
+        volume_ml = float(mask.sum()) * volume.grid.voxel_ml
+        row = {"mask": str(path), "predicted_iou": candidate.quality, "volume_ml": volume_ml}
         if not args.no_pictures:
-            row["picture"] = str(path).replace(".nii.gz", ".png")
+            picture = path.with_name(f"candidate_{number:02d}.png")
             title = f"candidate {number}: predicted IoU {candidate.quality:.2f}"
-            three_plane_picture(volume, mask, [], [], row["picture"], title=title)
+            three_plane_picture(volume, mask, [], [], picture, title=title)
+            row["picture"] = str(picture)
         rows.append(row)
     lines = [f"{row['mask']}: predicted IoU {row['predicted_iou']:.2f}, {row['volume_ml']:.1f} ml" for row in rows]
     return {"candidates": rows}, lines or ["The model found nothing to propose."]

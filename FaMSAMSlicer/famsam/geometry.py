@@ -83,6 +83,11 @@ class Grid:
         return self.spacing_xyz_mm[::-1]
 
     @property
+    def voxel_ml(self) -> float:
+        """Volume of a voxel in millilitres; on a sheared grid less than the product of the spacings."""
+        return abs(float(np.linalg.det(self.ras_from_ijk[:3, :3]))) / 1000
+
+    @property
     def extent_mm_xyz(self) -> NDArray[np.float64]:
         """(3,) length of the image along x, y, z, from outer face to outer face."""
         return self.spacing_xyz_mm * self.size_zyx[::-1]

@@ -93,6 +93,7 @@ def three_plane_picture(
         clicks_zyx=frame.grid.zyx_from_ras_points(np.reshape(points_ras_mm, (-1, 3))),
         positive=np.asarray(labels, dtype=bool).reshape(-1),
         spacing_zyx_mm=frame.grid.spacing_zyx_mm,
+        voxel_ml=frame.grid.voxel_ml,
     )
     focus_zyx = scene.focus()
     lower_mm, upper_mm = scene.field(focus_zyx)
@@ -110,7 +111,7 @@ def three_plane_picture(
             _write(axes, x, y, letter, colour=_FAINT_TEXT_COLOUR, weight="bold", size=11, ha=ha, va=va)
     _draw_scale_bar(figure.axes[0], float(upper_mm[2] - lower_mm[2]))
     figure.text(0.01, 0.965, title, color=_TEXT_COLOUR, size=12, weight="bold", va="center", parse_math=False)
-    _draw_legend(figure, scene, mask_zyx)
+    _draw_legend(figure, scene)
     figure.savefig(path, dpi=150, facecolor=_BACKGROUND, format="png")
 
 
@@ -125,6 +126,7 @@ class _Scene(NamedTuple):
     positive: np.ndarray
     """(N,) bool."""
     spacing_zyx_mm: np.ndarray
+    voxel_ml: float
 
     def objects(self) -> List[np.ndarray]:
         """The result and, where there is one, the truth; those of them that are not empty."""
@@ -284,10 +286,10 @@ def _draw_scale_bar(axes: Any, field_mm: float) -> None:
     _write(axes, (start + end) / 2, height + 0.02, label, ha="center", va="bottom", size=9)
 
 
-def _draw_legend(figure: Any, scene: _Scene, mask_zyx: np.ndarray) -> None:
+def _draw_legend(figure: Any, scene: _Scene) -> None:
     from matplotlib.lines import Line2D
 
-    volume_ml = np.count_nonzero(mask_zyx) * float(np.prod(scene.spacing_zyx_mm)) / 1000
+    volume_ml = np.count_nonzero(scene.mask_zyx) * scene.voxel_ml
     volume = f"{volume_ml:.0f}" if volume_ml >= 100 else f"{volume_ml:.3g}"
     entries = [Line2D([], [], color=RESULT_COLOUR, linewidth=2, label=f"result, {volume} ml")]
     if scene.truth_zyx is not None:

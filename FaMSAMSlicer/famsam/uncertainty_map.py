@@ -21,7 +21,7 @@ class Uncertainty:
     def __init__(self, box_zyx: Optional[Box], probability_zyx: NDArray[Any], *, grid: Grid) -> None:
         self.box_zyx = box_zyx
         self.probability_zyx = np.ascontiguousarray(probability_zyx, dtype=np.float32)
-        self._voxel_ml = abs(float(np.linalg.det(grid.ras_from_ijk[:3, :3]))) / 1000
+        self._voxel_ml = grid.voxel_ml
 
     @property
     def entropy_zyx(self) -> NDArray[np.float32]:

@@ -36,6 +36,10 @@ def test_grid_knows_its_measures():
     np.testing.assert_allclose(grid.spacing_zyx_mm, (7.5, 0.4, 0.3))
     np.testing.assert_allclose(grid.extent_mm_xyz, (6, 12, 30))
     np.testing.assert_allclose(grid.ijk_from_ras @ grid.ras_from_ijk, np.eye(4), atol=1e-12)
+    assert grid.voxel_ml == pytest.approx(0.3 * 0.4 * 7.5 / 1000)
+    tilted = Grid((4, 30, 20), affine((0.3, 0.4, 7.5), angles_rad=(0.3, -0.2, 1.1), shear=0.27))
+    assert tilted.spacing_xyz_mm[2] == pytest.approx(7.5 * np.hypot(1, 0.27))
+    assert tilted.voxel_ml == pytest.approx(0.3 * 0.4 * 7.5 / 1000), "a shear leaves the volume as it is"
 
 
 def test_grid_takes_index_order_z_y_x_to_ras():

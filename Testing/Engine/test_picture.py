@@ -29,6 +29,22 @@ def scan(flip_ras=(False, False, False)):
     return Volume(np.ascontiguousarray(voxels.T), ras_from_ijk), np.ascontiguousarray(mask.T)
 
 
+def test_the_legend_tells_the_volume_of_a_tilted_scan_too(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    def keep(_figure, handles, **_style):
+        labels.extend(handle.get_label() for handle in handles)
+
+    labels = []
+    monkeypatch.setattr(Figure, "legend", keep)
+    straight, mask_zyx = scan()
+    tilted = straight.grid.ras_from_ijk.copy()
+    tilted[1, 2] = 1.5  # every slice of 2 mm lies 1.5 mm farther to the front, 2.5 mm from the one below it
+    for matrix in (straight.grid.ras_from_ijk, tilted):
+        three_plane_picture(Volume(straight.voxels_zyx, matrix), mask_zyx, [], [], tmp_path / "picture.png")
+    assert labels == [f"result, {6 * 6 * 4 * 2 / 1000} ml"] * 2
+
+
 def read_pixels(path):
     from matplotlib.image import imread
 

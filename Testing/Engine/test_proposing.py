@@ -140,7 +140,7 @@ def test_the_command_writes_masks_and_pictures(model, tmp_path, capsys):
     volume = noisy_volume()
     nib.save(nib.Nifti1Image(volume.voxels_zyx.transpose(2, 1, 0), volume.grid.ras_from_ijk), tmp_path / "scan.nii.gz")
     save_model(model, tmp_path / "model.safetensors")
-    fixed = ["propose", str(tmp_path / "scan.nii.gz"), "-o", str(tmp_path / "out"), "--device", "cpu"]
+    fixed = ["propose", str(tmp_path / "scan.nii.gz"), "-o", str(tmp_path / "scan.nii.gz.out"), "--device", "cpu"]
     fixed += ["--precision", "fp32", "--model", str(tmp_path / "model.safetensors"), "--json"]
     assert cli.main([*fixed, "--most", "2", "--pause", "0"]) == 0
     rows = json.loads(capsys.readouterr().out)["candidates"]

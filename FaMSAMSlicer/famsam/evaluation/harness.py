@@ -135,7 +135,7 @@ def _evaluate_structure(
         label=structure.label,
         structure=structure.name,
         voxels=structure.voxels,
-        volume_ml=structure.voxels * float(np.prod(spacing_zyx_mm)) / 1000,
+        volume_ml=structure.voxels * volume.grid.voxel_ml,
     )
     mask_zyx = np.zeros_like(truth_zyx)
     hand = None

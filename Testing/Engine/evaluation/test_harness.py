@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from Engine.evaluation.samples import Failing, Painter, Stubborn, save_image
+from Engine.evaluation.samples import Failing, Painter, Stubborn, labels_of_case_b, save_image
 from famsam.errors import ConfigError, DatasetError
 from famsam.evaluation.dataset import DatasetOptions
 from famsam.evaluation.harness import EvaluationOptions, evaluate
@@ -130,6 +130,15 @@ def test_a_method_that_cannot_start_counts_as_failed(two_cases):
     assert report.summary("stubborn")["failures"] == 3
     assert report.summary("stubborn")["dice"] == [0, 0]
     assert report.summary("stubborn")["first_click_ms"] == {"median": None, "p95": None}
+
+
+def test_the_volume_of_a_structure_in_a_tilted_scan(tmp_path):
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    affine[1, 2] = 1.5  # as a tilted gantry leaves it: slices 2 mm apart, 2.5 mm along their slanted axis
+    for name, labels in (("image", labels_of_case_b() + 10), ("labels", labels_of_case_b())):
+        save_image(tmp_path / "tilted" / f"{name}.nii.gz", labels, affine)
+    (result,) = evaluate(tmp_path, [Painter()], EvaluationOptions(clicks=1)).results
+    assert (result.voxels, result.volume_ml) == (125, pytest.approx(125 * 2 / 1000))
 
 
 def test_a_picture_of_every_result_worst_first(two_cases, oracle):
