@@ -163,7 +163,10 @@ def _evaluate_structure(
         _LOG.warning("%s, %s, %s: %s", segmenter.name, case_name, structure.name, result.failure, exc_info=True)
     result.fill(options.clicks, DICE_TARGETS)
     if options.pictures is not None:
-        _save_picture(options.pictures, volume, mask_zyx, truth_zyx, result)
+        try:
+            _save_picture(options.pictures, volume, mask_zyx, truth_zyx, result)
+        except OSError as error:  # a full disk must not cost the scores
+            _LOG.warning("%s, %s, %s has no picture: %s", segmenter.name, case_name, structure.name, error)
     return result
 
 

@@ -151,6 +151,16 @@ def test_a_picture_of_every_result_worst_first(two_cases, oracle):
     assert files[-1] == "1.00_case_b_2_oracle.png"
 
 
+def test_pictures_that_cannot_be_written_do_not_cost_the_scores(two_cases, oracle, monkeypatch, caplog):
+    def full(*_args, **_kwargs):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("famsam.evaluation.harness.three_plane_picture", full)
+    report = evaluate(two_cases, [oracle], EvaluationOptions(clicks=1, pictures=two_cases / "pictures"))
+    assert [result.dice for result in report.results] == [[1], [1], [1]]
+    assert "case_b, label 2 has no picture: no space left on device" in caplog.text
+
+
 def test_weak_targets_are_found_by_their_pictures(tmp_path):
     pytest.importorskip("matplotlib", reason="the pictures need matplotlib")
     from Benchmarks.weak_targets import weak_pictures
