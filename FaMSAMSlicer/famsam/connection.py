@@ -15,6 +15,8 @@ from .errors import FamsamError
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _PORTS = {"http": 80, "https": 443}
 _NOBODY_BEHIND = (502, 503, 504)  # of a proxy; a famsam server's own refusals have a code
+CONNECT_S = 10.0
+"""So long a machine is waited for that does not answer at all, as behind a firewall or away from its network."""
 
 
 class ServerRefusal(FamsamError):
@@ -118,11 +120,8 @@ class Connection:
         self._of_thread.kept = None
 
     def _exchange(self, method: str, path: str, content: Any, headers: Dict[str, str]) -> Tuple[int, str, bytes]:
-        kept: Optional[_Kept] = getattr(self._of_thread, "kept", None)
-        if kept is None or kept.was_closed():
-            kept = self._of_thread.kept = _Kept(self._connect())
-        connection = kept.connection
         try:
+            connection = self._connection()
             connection.request(
                 method, path, body=content, headers=headers, encode_chunked="Transfer-Encoding" in headers
             )
@@ -145,10 +144,20 @@ class Connection:
             "Check that it runs and that the address is right; work goes on from the prompts when it is back"
         )
 
+    def _connection(self) -> http.client.HTTPConnection:
+        """This thread's, which is open."""
+        kept: Optional[_Kept] = getattr(self._of_thread, "kept", None)
+        if kept is None or kept.was_closed():
+            kept = self._of_thread.kept = _Kept(self._connect())
+            kept.connection.connect()
+            kept.connection.sock.settimeout(self._timeout_s)
+        return kept.connection
+
     def _connect(self) -> http.client.HTTPConnection:
+        timeout_s = min(CONNECT_S, self._timeout_s)
         if self._scheme == "https":
-            return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=self._tls)
-        return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
+            return http.client.HTTPSConnection(self._host, self._port, timeout=timeout_s, context=self._tls)
+        return http.client.HTTPConnection(self._host, self._port, timeout=timeout_s)
 
 
 class _Kept:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
 from contextlib import closing
 from http.client import HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -242,6 +245,37 @@ def test_a_proxy_that_finds_no_server_behind_it_is_a_lost_connection() -> None:
         with pytest.raises(ConnectionLostError, match=r"502.*when it is back"):
             Connection(f"http://127.0.0.1:{proxy.server_port}").get("/v1/server")
         proxy.shutdown()
+
+
+def test_a_machine_that_does_not_answer_at_all_is_soon_a_lost_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("famsam.connection.CONNECT_S", 0.2)
+    with closing(socket.socket()) as full, contextlib.ExitStack() as stack:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):  # what comes after them is neither taken nor refused
+            waiting = stack.enter_context(closing(socket.socket()))
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        with pytest.raises(ConnectionLostError, match="no connection to the server"):
+            Connection(f"http://127.0.0.1:{full.getsockname()[1]}", timeout_s=20).get("/v1/server")
+
+
+def test_a_slow_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            time.sleep(0.5)
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.setattr("famsam.connection.CONNECT_S", 0.2)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as slow:
+        threading.Thread(target=slow.serve_forever, daemon=True).start()
+        Connection(f"http://127.0.0.1:{slow.server_port}").get("/v1/server")
+        slow.shutdown()
 
 
 def test_a_restarted_server_goes_on_from_the_prompts(model: Any) -> None:
