@@ -100,13 +100,12 @@ class Case:
         options = options or DatasetOptions()
         with self._explained(self.image_path):
             volume = read_volume(self.image_path)
-        labels_zyx, grid = self._read_labels()
+        labels_zyx, grid = self.read_labels()
         if not volume.grid.matches(grid, GRID_TOLERANCE_MM):
             raise DatasetError(
                 f"Case {self.name}: expected labels on the image's grid, {volume.grid}; got {grid}. Resample "
                 f"{self.labels_path.name} onto {self.image_path.name} (nearest neighbour)."
             )
-        labels_zyx = self._whole_numbers(labels_zyx)
         return LoadedCase(volume, labels_zyx, tuple(self._choose(labels_zyx, options)))
 
     @contextmanager
@@ -116,8 +115,14 @@ class Case:
         except VolumeError as error:
             raise DatasetError(f"Case {self.name}: {path.name} cannot be used. {error}") from error
 
-    def _read_labels(self) -> Tuple[np.ndarray, Grid]:
-        """As stored; unlike a scan, a label map may hold one value only. NaN is background."""
+    def read_labels(self) -> Tuple[np.ndarray, Grid]:
+        """The labels alone, (z, y, x) unsigned integers, and where they lie.
+
+        Unlike a scan, a label map may hold one value only. NaN is background.
+
+        Raises:
+            DatasetError: the file cannot be read, or the labels are not whole numbers from 0.
+        """
         with self._explained(self.labels_path):
             stored = read_image(self.labels_path)
             labels_zyx, grid = stored.voxels_zyx, Grid(stored.voxels_zyx.shape, stored.ras_from_ijk)
@@ -126,7 +131,9 @@ class Case:
                 f"Case {self.name}: expected labels that are whole numbers, got {labels_zyx.dtype} in "
                 f"{self.labels_path.name}. Is it a label map?"
             )
-        return (np.where(np.isnan(labels_zyx), 0, labels_zyx) if labels_zyx.dtype.kind == "f" else labels_zyx), grid
+        if labels_zyx.dtype.kind == "f":
+            labels_zyx = np.where(np.isnan(labels_zyx), 0, labels_zyx)
+        return self._whole_numbers(labels_zyx), grid
 
     def _whole_numbers(self, labels_zyx: np.ndarray) -> np.ndarray:
         lowest, highest = float(labels_zyx.min()), float(labels_zyx.max())

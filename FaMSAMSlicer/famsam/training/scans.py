@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterator, List, Sequence, Tuple, Union
@@ -18,9 +19,9 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from ..errors import DatasetError
-from ..evaluation.dataset import IMAGE_SUFFIXES, DatasetOptions, find_cases
-from ..geometry import Grid
+from ..errors import DatasetError, VolumeError
+from ..evaluation.dataset import IMAGE_SUFFIXES, Case, DatasetOptions, find_cases
+from ..geometry import CanonicalFrame, Grid
 from ..resample import CropBox, extract_crop
 from ..volume import read_volume
 from . import heads
@@ -37,6 +38,8 @@ SUPERVOXEL_LEVELS = (0.02, 0.06, 0.15)
 """Watershed depths as fractions of the range of gradient magnitudes: small, middling and large supervoxels."""
 TISSUE_THRESHOLDS = (2, 3, 4)
 """Numbers of thresholds that part a scan into tissues, from coarse to fine."""
+LEAST_EDGE = 4
+"""Voxels that ITK's recursive filters want along every axis; the outer slice of a thinner scan is repeated."""
 BEND_CHANCE, BEND_CHANCE_OF_LABELS = 0.4, 0.8
 """How often a crop of a scan, and one of a label map without a scan, is bent."""
 LIFELIKE_CHANCE, STRIPPED_CHANCE = 0.65, 0.45
@@ -186,46 +189,67 @@ def _calmed(image_ZYX: torch.Tensor, where_ZYX: torch.Tensor, share: float) -> t
 def load_labelled(directory: Union[str, Path], include: Sequence[str] = ()) -> LabelledScans:
     """Scans with labels from a folder of cases; ``include`` holds patterns of case names (all if empty).
 
-    A case without a structure to click on is left out with a warning.
+    Here and in the next two, what cannot be read or has no structure to click on is left out with a warning.
 
     Raises:
-        DatasetError: a case cannot be read, or none has a structure.
+        DatasetError: nothing is left.
     """
     scans = []
     for case in find_cases(directory, DatasetOptions(include=tuple(include))):
-        loaded = case.load()
-        frame = loaded.volume.canonical
-        labels = np.ascontiguousarray(frame.to_canonical(loaded.labels_zyx))
-        voxels = np.ascontiguousarray(frame.to_canonical(loaded.volume.voxels_zyx))
-        try:
+        with _or_left_out(f"Case {case.name}"):
+            loaded = case.load()
+            frame = loaded.volume.canonical
+            labels = np.ascontiguousarray(frame.to_canonical(loaded.labels_zyx))
+            voxels = np.ascontiguousarray(frame.to_canonical(loaded.volume.voxels_zyx))
             scans.append((voxels, [Anatomy.of(labels, frame.grid)]))
-        except DatasetError as error:
-            _LOG.warning("Case %s is left out: %s", case.name, error)
     if not scans:
         raise DatasetError(f"Expected cases with labelled structures in {directory}, found none.")
     return LabelledScans(scans)
 
 
 def load_unlabelled(directory: Union[str, Path], include: Sequence[str] = ()) -> LabelledScans:
-    """Scans without labels, with supervoxels at three scales as structures; ``include``: patterns of file names."""
+    """Scans without labels, with supervoxels at three scales as structures; ``include``: patterns of file names.
+
+    Raises:
+        DatasetError: nothing is left.
+    """
     scans = []
     for path in _images(directory, include):
-        volume = read_volume(path)
-        voxels = np.ascontiguousarray(volume.canonical.to_canonical(volume.voxels_zyx))
-        anatomies = pseudo_labels(voxels, volume.canonical.grid)
-        scans.append((voxels, anatomies))
-        _LOG.info("%s: %s structures", path.name, [len(a.weights) for a in anatomies])
+        with _or_left_out(path.name):
+            volume = read_volume(path)
+            voxels = np.ascontiguousarray(volume.canonical.to_canonical(volume.voxels_zyx))
+            anatomies = pseudo_labels(voxels, volume.canonical.grid)
+            scans.append((voxels, anatomies))
+            _LOG.info("%s: %s structures", path.name, [len(a.weights) for a in anatomies])
+    if not scans:
+        raise DatasetError(f"Expected scans that show structures in {directory}, found none.")
     return LabelledScans(scans)
 
 
 def load_label_maps(directory: Union[str, Path], include: Sequence[str] = ()) -> SynthesisedLabelMaps:
-    """Label maps without scans; ``include``: patterns of file names."""
+    """Label maps without scans, of whole numbers from 0 to 65535; ``include``: patterns of file names.
+
+    Raises:
+        DatasetError: nothing is left.
+    """
     anatomies = []
     for path in _images(directory, include):
-        volume = read_volume(path)
-        labels = np.ascontiguousarray(volume.canonical.to_canonical(volume.voxels_zyx)).astype(np.uint16)
-        anatomies.append(Anatomy.of(labels, volume.canonical.grid))
+        with _or_left_out(path.name):
+            labels_zyx, grid = Case(path.name, path, path).read_labels()
+            frame = CanonicalFrame(grid)
+            anatomies.append(Anatomy.of(np.ascontiguousarray(frame.to_canonical(labels_zyx)), frame.grid))
+    if not anatomies:
+        raise DatasetError(f"Expected label maps with structures in {directory}, found none.")
     return SynthesisedLabelMaps(anatomies)
+
+
+@contextmanager
+def _or_left_out(name: str) -> Iterator[None]:
+    """What cannot be used does not cost the use of the others."""
+    try:
+        yield
+    except (DatasetError, VolumeError) as error:
+        _LOG.warning("%s is left out: %s", name, error)
 
 
 def pseudo_labels(voxels_zyx: np.ndarray, grid: Grid) -> List[Anatomy]:
@@ -237,10 +261,11 @@ def pseudo_labels(voxels_zyx: np.ndarray, grid: Grid) -> List[Anatomy]:
     Raises:
         DatasetError: no structure was found at any level.
     """
-    image = sitk.GetImageFromArray(voxels_zyx.astype(np.float32))
+    missing = [(0, max(0, LEAST_EDGE - n)) for n in voxels_zyx.shape]
+    image = sitk.GetImageFromArray(np.pad(voxels_zyx, missing, mode="edge").astype(np.float32))
     image.SetSpacing([float(s) for s in grid.spacing_zyx_mm[::-1]])
     fineness = [min(1.0, s / PSEUDO_LABEL_SPACING_MM) for s in image.GetSpacing()]
-    size = [max(4, round(n * f)) for n, f in zip(image.GetSize(), fineness)]
+    size = [max(LEAST_EDGE, round(n * f)) for n, f in zip(image.GetSize(), fineness)]
     spacing = [n * s / m for n, s, m in zip(image.GetSize(), image.GetSpacing(), size)]
     smooth = sitk.SmoothingRecursiveGaussian(image, 0.6)
     coarse = sitk.Resample(smooth, size, sitk.Transform(), sitk.sitkLinear, image.GetOrigin(), spacing)
@@ -251,7 +276,8 @@ def pseudo_labels(voxels_zyx: np.ndarray, grid: Grid) -> List[Anatomy]:
     levels = [level * range_ for level in SUPERVOXEL_LEVELS]
     watersheds = [sitk.MorphologicalWatershed(gradient, level, markWatershedLine=False) for level in levels]
     parts = [*watersheds, *_tissues(coarse, body)]
-    labels = [_on_scan(sitk.Mask(sitk.Cast(part, sitk.sitkUInt32), body), image) for part in parts]
+    whole = tuple(slice(0, n) for n in voxels_zyx.shape)
+    labels = [_on_scan(sitk.Mask(sitk.Cast(part, sitk.sitkUInt32), body), image)[whole] for part in parts]
     found = [part_zyx for part_zyx in labels if np.bincount(part_zyx.ravel())[1:].max(initial=0) >= MIN_VOXELS]
     if not found:
         raise DatasetError(f"Expected structures of at least {MIN_VOXELS} voxels in the scan, found none.")
@@ -284,7 +310,8 @@ def _on_scan(labels: sitk.Image, like: sitk.Image) -> np.ndarray:
 
 def _images(directory: Union[str, Path], include: Sequence[str]) -> List[Path]:
     folder = Path(directory)
-    paths = sorted(p for p in folder.iterdir() if p.name.endswith(IMAGE_SUFFIXES)) if folder.is_dir() else []
+    found = folder.iterdir() if folder.is_dir() else ()
+    paths = sorted(p for p in found if p.name.endswith(IMAGE_SUFFIXES) and not p.name.startswith("."))
     wanted = [p for p in paths if not include or any(fnmatch.fnmatch(p.name, pattern) for pattern in include)]
     if not wanted:
         names = f" named like {', '.join(include)}" if include else ""

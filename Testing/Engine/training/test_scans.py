@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import nibabel as nib
 import numpy as np
 import pytest
@@ -136,6 +138,38 @@ def test_a_case_without_structures_is_left_out(tmp_path, caplog):
     assert "Case a is left out" in caplog.text
     with pytest.raises(DatasetError, match="Expected cases with labelled structures"):
         load_labelled(tmp_path, include=["a"])
+
+
+@pytest.mark.parametrize("load, name", [(load_labelled, "cases"), (load_unlabelled, "scans"), (load_label_maps, "maps")])
+def test_what_cannot_be_used_does_not_cost_the_use_of_the_others(folder, tmp_path, load, name, caplog):
+    own = shutil.copytree(folder / name, tmp_path / name)
+    damaged = own / ("a/labels.nii.gz" if load is load_labelled else "another.nii.gz")
+    damaged.write_bytes(next(own.rglob("*.nii.gz")).read_bytes()[:200])
+    (own / "._one.nii.gz").write_bytes(b"what macOS leaves beside a file")
+    source = load(own)
+    assert len(source.anatomies if load is load_label_maps else source.scans) == 1
+    assert caplog.text.count("is left out") == 1
+
+
+@pytest.mark.parametrize("change", [lambda z: z * -1, lambda z: z * 0.5, lambda z: z.astype(np.int32) * 65537])
+def test_label_maps_hold_whole_numbers(tmp_path, change, caplog):
+    labels = change(anatomy_zyx().astype(np.float32))
+    save(tmp_path / "one.nii.gz", labels if labels.dtype.kind == "i" else labels.astype(np.float32))
+    with pytest.raises(DatasetError, match="Expected label maps with structures"):
+        load_label_maps(tmp_path)
+    assert "whole numbers from 0 to 65535" in caplog.text
+
+
+def test_nothing_known_is_no_structure_of_a_label_map(tmp_path):
+    save(tmp_path / "one.nii.gz", np.where(anatomy_zyx() > 0, anatomy_zyx(), np.nan).astype(np.float32))
+    np.testing.assert_array_equal(np.unique(load_label_maps(tmp_path).anatomies[0].labels_zyx), [0, 3, 7, 12])
+
+
+@pytest.mark.parametrize("axis, count", [(0, 1), (2, 3)])
+def test_single_slices_have_pseudo_labels(axis, count):
+    slices = scan_zyx().take(range(10, 10 + count), axis)
+    anatomies = pseudo_labels(slices, Grid(slices.shape, np.diag([1.5, 1.5, 2.0, 1.0])))
+    assert anatomies and all(anatomy.labels_zyx.shape == slices.shape for anatomy in anatomies)
 
 
 def test_labelled_scans_are_drawn_by_the_seed(folder):
