@@ -140,7 +140,10 @@ def test_a_case_without_structures_is_left_out(tmp_path, caplog):
         load_labelled(tmp_path, include=["a"])
 
 
-@pytest.mark.parametrize("load, name", [(load_labelled, "cases"), (load_unlabelled, "scans"), (load_label_maps, "maps")])
+LOADED = [(load_labelled, "cases"), (load_unlabelled, "scans"), (load_label_maps, "maps")]
+
+
+@pytest.mark.parametrize("load, name", LOADED)
 def test_what_cannot_be_used_does_not_cost_the_use_of_the_others(folder, tmp_path, load, name, caplog):
     own = shutil.copytree(folder / name, tmp_path / name)
     damaged = own / ("a/labels.nii.gz" if load is load_labelled else "another.nii.gz")
