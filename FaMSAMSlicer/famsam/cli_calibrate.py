@@ -57,7 +57,8 @@ def save_calibration(args: argparse.Namespace, model: PromptableModel, report: C
     """Write the report, and the weights if it is asked for; the names of the report's files."""
     from .checkpoints import save_model
 
-    files = report.write(args.output)
-    if args.save is not None:
-        save_model(model, args.save, {"calibrated_on": ", ".join(report.fitted_on)}, args.store)
-    return files
+    try:
+        return report.write(args.output)
+    finally:  # a report that cannot be drawn must not cost the weights
+        if args.save is not None:
+            save_model(model, args.save, {"calibrated_on": ", ".join(report.fitted_on)}, args.store)

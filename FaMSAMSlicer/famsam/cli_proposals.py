@@ -45,16 +45,16 @@ def propose(args: argparse.Namespace) -> Tuple[Dict[str, Any], List[str]]:
     args.output.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, candidate in enumerate(candidates, 1):
-        mask, path = candidate.mask_zyx, args.output / f"candidate_{number:02d}.nii.gz"
-        write_mask(mask, volume, path)
-        volume_ml = float(mask.sum()) * volume.grid.voxel_ml
-        row = {"mask": str(path), "predicted_iou": candidate.quality, "volume_ml": volume_ml}
-        if not args.no_pictures:
-            picture = path.with_name(f"candidate_{number:02d}.png")
+        path = args.output / f"candidate_{number:02d}.nii.gz"
+        write_mask(candidate.mask_zyx, volume, path)
+        volume_ml = float(candidate.mask_zyx.sum()) * volume.grid.voxel_ml
+        rows.append({"mask": str(path), "predicted_iou": candidate.quality, "volume_ml": volume_ml})
+    if not args.no_pictures:  # what cannot be drawn must not cost the masks
+        for number, (row, candidate) in enumerate(zip(rows, candidates), 1):
+            picture = args.output / f"candidate_{number:02d}.png"
             title = f"candidate {number}: predicted IoU {candidate.quality:.2f}"
-            three_plane_picture(volume, mask, [], [], picture, title=title)
+            three_plane_picture(volume, candidate.mask_zyx, [], [], picture, title=title)
             row["picture"] = str(picture)
-        rows.append(row)
     lines = [f"{row['mask']}: predicted IoU {row['predicted_iou']:.2f}, {row['volume_ml']:.1f} ml" for row in rows]
     return {"candidates": rows}, lines or ["The model found nothing to propose."]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from famsam import cli
 from famsam.checkpoints import load_model, save_model
-from famsam.errors import ConfigError, PromptError, SessionError
+from famsam.errors import ConfigError, MissingDependencyError, PromptError, SessionError
 from famsam.geometry import box_slices
 from famsam.model.famsam import Famsam, FamsamConfig
 from famsam.model.proposal_head import MASK_CHANNELS
@@ -134,7 +134,7 @@ def test_large_scans_are_looked_at_piece_by_piece(model):
     assert seen.mean() > 0.95
 
 
-def test_the_command_writes_masks_and_pictures(model, tmp_path, capsys):
+def test_the_command_writes_masks_and_pictures(model, tmp_path, monkeypatch, capsys):
     import nibabel as nib
 
     volume = noisy_volume()
@@ -152,6 +152,15 @@ def test_the_command_writes_masks_and_pictures(model, tmp_path, capsys):
         assert mask.sum() == pytest.approx(row["volume_ml"] * 1000 / 1.5**3)
         assert (mask ^ candidate.mask_zyx).sum() < 1e-3 * mask.sum(), "but for rounding in the stored geometry"
         assert Path(row["picture"]).read_bytes().startswith(b"\x89PNG")
+
+    def missing(*_args, **_kwargs):
+        raise MissingDependencyError("matplotlib is not installed")
+
+    monkeypatch.setattr("famsam.picture.three_plane_picture", missing)
+    monkeypatch.setattr(Session, "propose", lambda _session, _options: 2 * expected[:1])
+    assert cli.main([*fixed, "-o", str(tmp_path / "undrawn")]) == 1
+    masks = sorted(path.name for path in (tmp_path / "undrawn").iterdir())
+    assert masks == ["candidate_01.nii.gz", "candidate_02.nii.gz"], "what cannot be drawn does not cost the masks"
 
 
 def test_a_candidate_is_what_a_click_on_its_seed_shows(model):

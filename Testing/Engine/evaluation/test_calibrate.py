@@ -11,7 +11,7 @@ import torch
 from Engine.evaluation.samples import save_image
 from famsam.checkpoints import load_model, save_model
 from famsam.cli import main
-from famsam.errors import DatasetError
+from famsam.errors import DatasetError, MissingDependencyError
 from famsam.evaluation.calibrate import (
     CalibrationOptions,
     CalibrationReport,
@@ -125,7 +125,7 @@ def test_cases_that_cannot_be_used_do_not_stop_the_others(two_cases, caplog):
         observe(model, cases[:2], options)
 
 
-def test_the_command_fits_judges_and_saves(two_cases, tmp_path, capsys):
+def test_the_command_fits_judges_and_saves(two_cases, tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     weights, calibrated = tmp_path / "tiny.safetensors", tmp_path / "out" / "calibrated.safetensors"
     save_model(Famsam(TINY), weights)
@@ -163,3 +163,11 @@ def test_the_command_fits_judges_and_saves(two_cases, tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["fitted_on"] == ["case_a"], "what could not be read was not fitted on"
     assert main([str(part) for part in [*command, "--clicks", 0]]) == 1
     assert "at least 1 click" in capsys.readouterr().err
+
+    def missing(*_args):
+        raise MissingDependencyError("matplotlib is not installed")
+
+    calibrated.unlink()
+    monkeypatch.setattr(CalibrationReport, "_plot", missing)
+    assert main([str(part) for part in command]) == 1
+    assert calibrated.exists(), "a plot that cannot be drawn does not cost the weights"
