@@ -136,7 +136,7 @@ def _linear_fits(logits_mmm: Tensor, guide_mmm: Tensor) -> Tuple[Tensor, Tensor,
     weight = undecided.sum().clamp_min(1)
     mean = torch.where(undecided, guide_mmm, 0.0).sum() / weight
     centred = guide_mmm - mean
-    spread = (torch.where(undecided, centred, 0.0).square().sum() / weight).sqrt() + 1e-6
+    spread = (torch.where(undecided, centred, 0.0).square().sum() / weight).sqrt() + 1e-30
     guide, target = (centred / spread).clamp(-4, 4), logits_mmm
     inside = (target > 0).float()
     fields = torch.stack([guide, target, guide * target, guide**2, inside])

@@ -22,12 +22,16 @@ logger = logging.getLogger(__name__)
 
 PathLike = Union[str, "os.PathLike[str]"]
 
+NO_INTENSITY = 1e30
+"""Programs fill what they know nothing of with the largest float (3.4e38) or its negative; sums of such overflow."""
+
 
 class Volume:
     """A scan: voxels and where they lie in the patient.
 
     Integers are kept as they are; floats become float32. The array is shared with the caller, not copied, unless its
-    type or byte order has to change. NaN and infinite voxels become the smallest finite value.
+    type or byte order has to change. NaN, infinite voxels and such beyond ``NO_INTENSITY`` become the smallest of the
+    others.
 
     Args:
         voxels_zyx: (z, y, x) intensities, integer or floating point.
@@ -72,26 +76,26 @@ class Volume:
 
 
 def _usable_voxels(given: NDArray[Any], called: str) -> Tuple[NDArray[Any], Tuple[float, float]]:
-    """Native byte order, float32 for floats, all finite; with the smallest and the largest value."""
+    """Native byte order, float32 for floats, all finite and no fill values; with the smallest and the largest value."""
     dtype = np.dtype(np.float32) if given.dtype.kind == "f" else given.dtype.newbyteorder("=")
     with np.errstate(over="ignore", invalid="ignore"):
         voxels = given.astype(dtype, copy=False)
         low, high = float(voxels.min()), float(voxels.max())  # either is NaN if any voxel is
-    if not (np.isfinite(low) and np.isfinite(high)):
-        finite_slices = (plane[np.isfinite(plane)] for plane in voxels)  # slice by slice, to need no large temporaries
+    if not (low > -NO_INTENSITY and high < NO_INTENSITY):
+        finite_slices = (plane[np.abs(plane) < NO_INTENSITY] for plane in voxels)  # by slices: no large temporaries
         ranges = [(float(plane.min()), float(plane.max()), plane.size) for plane in finite_slices if plane.size]
         if not ranges:
             raise VolumeError(f"{called} holds no finite value: there is nothing to segment in it")
         low, high = min(r[0] for r in ranges), max(r[1] for r in ranges)
         logger.warning(
-            "%s holds %d voxels that are not finite; they are taken as %g, its smallest value",
+            "%s holds %d voxels that are not finite or fill values; they are taken as %g, its smallest value",
             called,
             voxels.size - sum(r[2] for r in ranges),
             low,
         )
         voxels = voxels.copy() if voxels is given else voxels
         for plane in voxels:
-            plane[~np.isfinite(plane)] = low
+            plane[~(np.abs(plane) < NO_INTENSITY)] = low
     if low == high:
         raise VolumeError(f"every voxel of {called} is {low:g}: there is nothing to segment in it")
     return voxels, (low, high)

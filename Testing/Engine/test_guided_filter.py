@@ -50,11 +50,12 @@ def scan_of(truth, noise=20.0):
 
 @pytest.mark.parametrize("radius_mm", [8.0, 15.0])
 def test_a_border_a_little_off_goes_to_the_edge(radius_mm):
-    """Logits of a ball half a logit's voxel too small and beside the right place; a dark structure as well."""
+    """Logits of a ball half a logit's voxel too small and beside the right place; a dark structure and tiny numbers
+    (diffusion in square metres a second) as well."""
     truth = away_mm(voxels(), (30, 34.5, 31)) < radius_mm
     logits = logits_of_ball(radius_mm - 0.9, (30.4, 34.5, 30.6))
     plain = whole(paste_logits(logits, GRID, VIEW))
-    for scan in (scan_of(truth), scan_of(~truth)):
+    for scan in (scan_of(truth), scan_of(~truth), scan_of(truth) * np.float32(1e-12)):
         guided = whole(paste_guided(logits, scan, GRID, VIEW))
         assert 1 - dice(guided, truth) < 0.6 * (1 - dice(plain, truth))
 

@@ -87,12 +87,13 @@ def test_voxels_that_are_not_finite_become_the_minimum(ramp_zyx, dtype, caplog):
     voxels = ramp_zyx.astype(dtype) - 7
     voxels[0] = np.nan
     voxels[1, 0, 0], voxels[2, 0, 0] = np.inf, -np.inf
+    voxels[1, 0, 1], voxels[2, 0, 1] = np.finfo(np.float32).max, np.finfo(np.float32).min  # what is filled with those
     before = voxels.copy()
     with caplog.at_level(logging.WARNING, "famsam"):
         volume = Volume(voxels, LPS)
-    assert "22 voxels" in caplog.text
-    assert volume.value_range == (14, 52)
-    np.testing.assert_array_equal(volume.voxels_zyx, np.where(np.isfinite(before), before, 14))
+    assert "24 voxels" in caplog.text
+    assert volume.value_range == (15, 52)
+    np.testing.assert_array_equal(volume.voxels_zyx, np.where(np.abs(before) < 1e30, before, 15))
     np.testing.assert_array_equal(voxels, before)
 
 

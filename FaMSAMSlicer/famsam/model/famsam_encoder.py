@@ -266,7 +266,7 @@ def contrast_limited_equalisation(
         if count == 0:
             continue
         low, high = _ranked(values, int(0.001 * (count - 1)), int(0.999 * (count - 1)))
-        per_unit = bins / (high - low).clamp_min(1e-6)
+        per_unit = bins / (high - low).clamp_min(1e-30)
         binned = values.sub(low).mul_(per_unit).clamp_(0, bins - 1).int()
         histogram = torch.bincount(binned, minlength=bins).float()
         # A background of one value (padding, skull-stripped) says nothing about tissue: the clip keeps it to one bin.

@@ -318,7 +318,7 @@ def test_equalisation_gives_a_background_of_one_value_little_of_the_range():
     assert share > 0.85 and darkest_tissue < 0.12
 
 
-@pytest.mark.parametrize("scale, shift", [(2.0, 0.0), (0.001, 5.0), (37.5, -1024.0)])
+@pytest.mark.parametrize("scale, shift", [(2.0, 0.0), (0.001, 5.0), (37.5, -1024.0), (1e-12, 0.0)])
 def test_equalisation_ignores_units_and_offsets(scale, shift):
     crop = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(2))
     plain = contrast_limited_equalisation(crop, everywhere(crop))
