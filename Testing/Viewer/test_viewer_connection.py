@@ -102,6 +102,54 @@ def test_a_click_whose_answer_broke_off_counts_once(tab: Tab) -> None:
     assert state["prompts"] == prompts(tab)
 
 
+def test_a_connection_lost_again_while_prompts_are_brought_back(tab: Tab) -> None:
+    before = prompts(tab)
+    expired = tab.get("famsam.work.segment.sessionId")
+    assert tab.page.request.delete(f"{tab.page.url}v1/sessions/{expired}").status == 204
+    tab.page.route("**/state", lambda route: route.abort("connectionreset"), times=1)
+    tab.click(AXIAL, 0.35, 0.55)
+    assert prompts(tab)[:-1] == before and len(prompts(tab)) == len(before) + 1
+    assert tab.drawn() == tab.voxels() and not tab.page.is_visible("#alert")
+
+
+def test_a_proxy_that_finds_no_server_behind_it_is_waited_for(tab: Tab) -> None:
+    before = prompts(tab)
+    tab.page.route("**/points", lambda route: route.fulfill(status=502, body="Bad Gateway"), times=1)
+    tab.click(AXIAL, 0.65, 0.55)
+    assert prompts(tab)[:-1] == before and len(prompts(tab)) == len(before) + 1
+    assert tab.drawn() == tab.voxels() and not tab.page.is_visible("#alert")
+
+
+def test_a_reload_before_a_clicks_answer_leaves_the_work_as_it_was_saved(tab: Tab) -> None:
+    before, carried_out = prompts(tab), []
+    tab.page.route("**/points", lambda route: carried_out.append(route.fetch().status), times=1)
+    click_without_waiting(tab, 0.4, 0.4)
+    end_s = time.monotonic() + 60
+    while not carried_out and time.monotonic() < end_s:
+        tab.page.wait_for_timeout(50)
+    tab.page.reload()
+    tab.until("document.body.dataset.ready === 'yes'")
+    tab.settled()
+    assert carried_out == [200] and prompts(tab) == before and tab.drawn() == tab.voxels()
+    tab.page.keyboard.press("z")
+    tab.settled()
+    session = tab.get("famsam.work.segment.sessionId")
+    state = tab.page.request.get(f"{tab.page.url}v1/sessions/{session}/state").json()["state"]
+    assert state["prompts"] == prompts(tab) == before[:-1]
+    tab.page.keyboard.press("y")
+    tab.settled()
+    tab.page.select_option("#layout", "axial")
+    tab.settled()
+
+
+def test_a_history_too_large_for_the_tabs_storage_costs_the_history_alone(tab: Tab) -> None:
+    tab.get("famsam.work.segment.future = Array(12).fill({...famsam.work.segment.state, mask: 'x'.repeat(1e6)})")
+    tab.get("famsam.work.saveNow()")
+    saved = tab.get("JSON.parse(sessionStorage.getItem('famsam-work-2'))")
+    assert saved["segments"][0]["state"]["prompts"] == prompts(tab)
+    tab.get("famsam.work.segment.future = []")
+
+
 def test_a_segment_that_is_deleted_while_its_click_waits(tab: Tab) -> None:
     first = prompts(tab)
     held: List[Any] = []
@@ -231,6 +279,9 @@ def test_a_server_that_came_back_with_another_token_is_gone_on_with(
         first.stop()
         second.start()
         click_without_waiting(tab, 0.3, 0.3)
+        tab.until("document.getElementById('token-dialog').open")
+        tab.page.fill("#token", "another\u2013long\u2013token")  # as word processors have it
+        tab.page.keyboard.press("Enter")
         tab.until("document.getElementById('token-dialog').open")
         tab.page.fill("#token", "another-long-token")
         tab.page.keyboard.press("Enter")

@@ -227,5 +227,26 @@ def test_keys_alone_open_segment_and_save(browser: Any, server: Any, tmp_path: P
     tab.page.close()
 
 
+def test_of_two_scans_opened_at_once_the_second_is_shown(tab: Tab, tmp_path: Path) -> None:
+    for name, voxels in (("first.nii", ball_zyx()), ("second.nii", ball_zyx()[:, :, 2:])):
+        (tmp_path / name).write_bytes(nifti_bytes(voxels))
+        tab.page.set_input_files("#file", str(tmp_path / name))
+    tab.until("document.getElementById('scan-name').textContent.startsWith('second.nii:')")
+    tab.settled()
+    assert tab.get("famsam.viewer.nv.volumes.length") == 1
+    assert tab.get("famsam.viewer.nv.volumes[0].dims.slice(1, 4)") == [26, 24, 20]
+    assert tab.get("famsam.work.segments.length") == 1
+    tab.click(AXIAL, 0.5, 0.5)
+    assert tab.drawn() == tab.voxels() and not tab.page.is_visible("#alert")
+    tab.get("famsam.work.inFile = true")
+
+
+def test_an_address_pasted_into_the_tab_opens_its_scan(tab: Tab) -> None:
+    tab.page.goto(tab.page.url + "#sample")
+    tab.until("document.getElementById('scan-name').textContent.startsWith('Sample:')")
+    tab.settled()
+    assert tab.get("location.hash") == ""
+
+
 def test_nothing_failed(tab: Tab) -> None:
     assert tab.foreign == [] and tab.problems == []

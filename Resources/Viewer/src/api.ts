@@ -82,6 +82,8 @@ export class Refusal extends Error {
 /** The server cannot be reached. */
 export class Disconnected extends Error {}
 
+const NOBODY_BEHIND = [502, 503, 504]; // of a proxy; the server's own refusals have a code
+
 export class Api {
   constructor(public token: string | null) {}
 
@@ -127,6 +129,7 @@ export class Api {
 
   private async fetch(path: string, init: RequestInit): Promise<Response> {
     const headers = new Headers(init.headers);
+    if (this.token && !/^[\x20-\x7e]*$/.test(this.token)) throw new Refusal(401, "wrong_token", "A token is printable ASCII.");
     if (this.token) headers.set("authorization", `Bearer ${this.token}`);
     const answer = await whole(fetch(path, { ...init, headers, cache: "no-store" }));
     if (!answer.ok) throw refusal(answer.status, parsed(await whole(answer.text())));
@@ -149,6 +152,7 @@ function parsed(text: string): Record<string, string> {
   }
 }
 
-function refusal(status: number, answer: Record<string, string>): Refusal {
+function refusal(status: number, answer: Record<string, string>): Refusal | Disconnected {
+  if (NOBODY_BEHIND.includes(status) && !answer.code) return new Disconnected();
   return new Refusal(status, answer.code ?? "", answer.detail ?? `The server answered with status ${status}.`);
 }

@@ -44,6 +44,7 @@ class Page implements Surroundings {
   private moved: Drag | null = null; // what the last change was a move of
   private moves: { from: Mark; to: Mark }[] = []; // since the server had nothing to do
   private queue: Promise<unknown> = Promise.resolve();
+  private opening: Promise<void> = Promise.resolve();
   private waiting = 0;
   private unanswered: { segment: Segment; mark: Mark }[] = []; // prompts whose marks show before their answers are here
   private awaitsScan = false;
@@ -85,9 +86,7 @@ class Page implements Surroundings {
   }
 
   async start(): Promise<void> {
-    const asked = new URLSearchParams(location.hash.slice(1));
-    if (asked.has("token")) sessionStorage.setItem(TOKEN_KEY, asked.get("token")!);
-    if (location.hash) history.replaceState(null, "", location.pathname);
+    const asked = askedFor();
     this.work.api.token = sessionStorage.getItem(TOKEN_KEY);
     await this.viewer.start();
     this.viewer.nv.setDrawOpacity(1); // the segments' colours have their own
@@ -95,15 +94,33 @@ class Page implements Surroundings {
     keyboard(this);
     await this.askForToken();
     const saved = Work.saved();
-    if (asked.has("path")) await this.open({ kind: "path", path: asked.get("path")! });
-    else if (asked.has("sample")) await this.open({ kind: "sample" });
-    else if (saved) await this.guard(() => this.resume(saved));
+    if (asked) await this.open(asked);
+    else if (saved) await this.inTurn(() => this.guard(() => this.resume(saved)));
+    window.addEventListener("hashchange", () => void this.enter());
     document.body.dataset.ready = "yes";
+  }
+
+  /** An address with another token or scan was put into the tab; the browser goes on with the same page. */
+  private async enter(): Promise<void> {
+    const asked = askedFor();
+    this.work.api.token = sessionStorage.getItem(TOKEN_KEY);
+    await this.askForToken();
+    if (asked) await this.open(asked);
   }
 
   // --- opening ---
 
-  async open(source: Source, file: Blob | null = null): Promise<void> {
+  /** One scan after the other, in the order in which they were asked for. */
+  open(source: Source, file: Blob | null = null): Promise<void> {
+    return this.inTurn(() => this.opened(source, file));
+  }
+
+  private inTurn(open: () => Promise<void>): Promise<void> {
+    this.opening = this.opening.then(open);
+    return this.opening;
+  }
+
+  private async opened(source: Source, file: Blob | null): Promise<void> {
     const restores = this.awaitsScan && source.kind === "file";
     if (!restores && this.work.unsaved && !(await confirmed(LOSES_ALL, "Open, and lose them"))) return;
     await this.guard(async () => {
@@ -442,6 +459,15 @@ class Page implements Surroundings {
       this.messages.done();
     }
   }
+}
+
+/** The scan that the address asks for after its "#"; its token is kept, and all of it taken out of the address. */
+function askedFor(): Source | null {
+  const asked = new URLSearchParams(location.hash.slice(1));
+  if (asked.has("token")) sessionStorage.setItem(TOKEN_KEY, asked.get("token")!);
+  if (location.hash) history.replaceState(null, "", location.pathname);
+  if (asked.has("path")) return { kind: "path", path: asked.get("path")! };
+  return asked.has("sample") ? { kind: "sample" } : null;
 }
 
 function samePoint(one: Mark, other: Mark): boolean {

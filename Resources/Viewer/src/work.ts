@@ -128,7 +128,7 @@ export class Work {
   }
 
   removeSegment(segment: Segment): void {
-    if (segment.sessionId) this.api.json("DELETE", `/v1/sessions/${segment.sessionId}`).catch(() => undefined);
+    if (segment.sessionId) this.end(segment.sessionId);
     this.segments = this.segments.filter((one) => one !== segment);
     this.active = Math.max(0, Math.min(this.active, this.segments.length - 1));
     this.save();
@@ -207,7 +207,7 @@ export class Work {
       try {
         return (await this.api.json<{ candidates: Candidate[] }>("POST", `/v1/sessions/${id}/proposals`, {})).candidates;
       } finally {
-        this.api.json("DELETE", `/v1/sessions/${id}`).catch(() => undefined);
+        this.end(id);
       }
     });
   }
@@ -237,11 +237,8 @@ export class Work {
     if (!this.source || !this.volume) return;
     const { source, segments, active, inFile } = this;
     const saved: Saved = { source, volumeId: this.volume.id, segments, active, inFile };
-    try {
-      sessionStorage.setItem(KEY, JSON.stringify(saved));
-    } catch {
-      sessionStorage.removeItem(KEY); // too large for the tab's storage: a reload then asks for the scan again
-    }
+    const withoutHistory = segments.map((one) => ({ ...one, past: [], future: [], served: { undo: 0, redo: 0 } }));
+    if (!stored(saved) && !stored({ ...saved, segments: withoutHistory })) sessionStorage.removeItem(KEY);
   }
 
   static saved(): Saved | null {
@@ -284,34 +281,27 @@ export class Work {
     this.save();
   }
 
-  /** Bring every segment's mask back: from its session where there is one, else from its prompts. */
+  /** Bring every segment's mask back: from its session where that has its prompts and no others, else from its prompts. */
   async restoreMasks(): Promise<void> {
     for (const segment of this.segments) {
       if (segment.sessionId) {
         try {
           const update = await this.api.json<Update>("GET", `/v1/sessions/${segment.sessionId}/mask`);
-          this.note(segment, update);
-          this.events.restored(segment, update);
-          continue;
+          if (isSame(update.state, segment.state)) {
+            this.note(segment, update);
+            this.events.restored(segment, update);
+            continue;
+          }
+          this.end(segment.sessionId);
         } catch (error) {
           if (!isLost(error)) throw error;
         }
       }
       segment.sessionId = null;
       segment.served = { undo: 0, redo: 0 };
-      if (segment.state) await this.restoreFromPrompts(segment);
+      if (segment.state) await this.sessionOf(segment);
     }
     this.save();
-  }
-
-  private async restoreFromPrompts(segment: Segment): Promise<void> {
-    const id = await this.openSession(segment);
-    const { prompts } = segment.state!;
-    if (prompts.length || segment.state!.mask) {
-      const update = await this.api.json<Update>("PUT", `/v1/sessions/${id}/state`, { state: segment.state });
-      this.note(segment, update);
-      this.events.restored(segment, update);
-    }
   }
 
   private changed(segment: Segment, update: Update): void {
@@ -359,10 +349,26 @@ export class Work {
     return opening;
   }
 
+  /** A session that has a segment's prompts; it is the segment's only when they are there. */
   private async openSession(segment: Segment): Promise<string> {
     const { id } = await this.api.json<{ id: string }>("POST", `/v1/volumes/${this.volume!.id}/sessions`);
+    const { state } = segment;
+    if (state && (state.prompts.length || state.mask)) {
+      try {
+        const update = await this.api.json<Update>("PUT", `/v1/sessions/${id}/state`, { state });
+        this.note(segment, update);
+        this.events.restored(segment, update);
+      } catch (error) {
+        this.end(id);
+        throw error;
+      }
+    }
     segment.sessionId = id;
     return id;
+  }
+
+  private end(sessionId: string): void {
+    this.api.json("DELETE", `/v1/sessions/${sessionId}`).catch(() => undefined);
   }
 
   /** Do it; when the server is away or has forgotten, wait, restore the work there from the prompts, and do it again. */
@@ -419,6 +425,22 @@ export class Work {
       this.volume = await this.send(this.source!, this.file, () => undefined);
     }
   }
+}
+
+/** Whether something fits into the tab's storage, and is there now. */
+function stored(saved: Saved): boolean {
+  try {
+    sessionStorage.setItem(KEY, JSON.stringify(saved));
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Whether two states have the same prompts and begin from the same mask. */
+function isSame(one: SessionState | null, other: SessionState | null): boolean {
+  const [made, known] = [one, other].map((state) => JSON.stringify([state?.mask ?? null, state?.prompts ?? []]));
+  return made === known;
 }
 
 /** Whether waiting, or opening everything again, can help. */
