@@ -222,7 +222,16 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
-    from .bench import CONFIGS, BenchOptions, BenchReport, ScalingOptions, comparison_lines, read_report, run_bench
+    from .bench import (
+        CONFIGS,
+        BenchOptions,
+        BenchReport,
+        ScalingOptions,
+        compare,
+        comparison_lines,
+        read_report,
+        run_bench,
+    )
 
     check_output_file(args.output)
     check_output_file(args.plot, PLOT_SUFFIXES)
@@ -246,8 +255,11 @@ def _bench(args: argparse.Namespace) -> None:
             args.output.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     report = run_bench(options, keep)
-    found = report.to_dict()
-    _report(args, found, report.lines() + (comparison_lines(found, older) if older else []))
+    found, lines = report.to_dict(), report.lines()
+    if older is not None:
+        lines += comparison_lines(found, older)
+        found["comparison"] = compare(found, older)
+    _report(args, found, lines)
     if args.plot is not None:
         from .bench.plot import draw_scaling
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from famsam import cli
+from famsam.bench import BenchReport
 from famsam.checkpoints import save_model
 from famsam.model.famsam import Famsam, FamsamConfig
 from famsam.session import Session
@@ -487,7 +488,7 @@ def test_convert(tmp_path, capsys):
     assert "famsam convert: " in capsys.readouterr().err
 
 
-def test_bench(tmp_path, capsys):
+def test_bench(tmp_path, monkeypatch, capsys):
     arguments = ["bench", "--runs", "1", "--volume", "24", "28", "20", "--device", "cpu", "--quiet"]
     assert cli.main([*arguments, "--config", "famsam", "--json", "--output", str(tmp_path / "bench.json")]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -495,6 +496,10 @@ def test_bench(tmp_path, capsys):
     assert found["clicks"]["volume_xyz"] == [24, 28, 20] and list(found["configs"]) == ["famsam"]
     assert cli.main([*arguments, "--runs", "0"]) == 1
     assert "at least 1 run" in capsys.readouterr().err
+    monkeypatch.setattr("famsam.bench.run_bench", lambda _options, _keep: BenchReport(**found))
+    assert cli.main([*arguments, "--json", "--compare", str(tmp_path / "bench.json")]) == 0
+    rows = json.loads(capsys.readouterr().out)["comparison"]
+    assert "configs.famsam.encode" in {row["name"] for row in rows} and {row["ratio"] for row in rows} == {1}
 
 
 def test_doctor(capsys):
