@@ -32,7 +32,7 @@ PICK_ONE = "pick one volume of a series, or one channel, with voxels[k] or voxel
 
 _DICOM_SLICE_THICKNESS, _DICOM_FRAME_COUNT = "0018|0050", "0028|0008"
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_MM_PER_NIFTI_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}
+_MM_PER_NIFTI_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # metres, millimetres, micrometres; any other number is no unit
 
 
 class StoredImage(NamedTuple):
@@ -97,7 +97,7 @@ def _read_nibabel(path: Path) -> StoredImage:
 
     header = image.header if isinstance(image.header, nibabel.Nifti1Header) else None
     matrix = np.array(image.affine if header is None else _nifti_matrix(header, path), dtype=np.float64)
-    unit_mm = _MM_PER_NIFTI_UNIT.get(header.get_xyzt_units()[0], 1.0) if header is not None else 1.0
+    unit_mm = _MM_PER_NIFTI_UNIT.get(int(header["xyzt_units"]) & 7, 1.0) if header is not None else 1.0
     repaired = _with_slice_axis(matrix, shape)
     if unit_mm != 1.0 or repaired is not matrix:
         header = None  # the mask gets millimetres and an invertible matrix, not the original fields

@@ -309,6 +309,14 @@ def test_units_other_than_millimetres_are_converted(tmp_path, ramp_zyx):
     np.testing.assert_allclose(nib.load(tmp_path / "mask.nii").affine, volume.grid.ras_from_ijk)
 
 
+@pytest.mark.parametrize("code", [0, 4, 64, 255])
+def test_a_number_that_is_no_unit_stands_for_millimetres(tmp_path, ramp_zyx, code):
+    image = nib.Nifti1Image(ramp_zyx.T, LPS)
+    image.header["xyzt_units"] = code
+    nib.save(image, tmp_path / "image.nii")
+    np.testing.assert_allclose(read_volume(tmp_path / "image.nii").grid.ras_from_ijk, LPS, atol=1e-6)
+
+
 def test_axes_of_one_and_missing_axes(tmp_path, ramp_zyx):
     nib.save(nib.Nifti1Image(ramp_zyx.T[..., None, None], OBLIQUE), tmp_path / "five_axes.nii")
     np.testing.assert_array_equal(read_volume(tmp_path / "five_axes.nii").voxels_zyx, ramp_zyx)
