@@ -160,7 +160,7 @@ def _dicom_seg(intake: Intake, segments: Sequence[Segment]) -> bytes:
     for number, segment in enumerate(filled, 1):
         description = highdicom.seg.SegmentDescription(
             segment_number=number,
-            segment_label=segment.name,
+            segment_label=segment.name.replace("\\", "/"),  # which would begin another value
             segmented_property_category=codes.SCT.AnatomicalStructure,
             segmented_property_type=codes.SCT.AnatomicalStructure,
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
@@ -192,6 +192,7 @@ def _dicom_seg(intake: Intake, segments: Sequence[Segment]) -> bytes:
         raise VolumeError(
             f"no DICOM SEG can be made that refers to this scan's DICOM header ({error}); save .seg.nrrd instead"
         ) from error
+    document.SpecificCharacterSet = "ISO_IR 192"  # UTF-8: names of segments are in any script
     out = io.BytesIO()
     pydicom.dcmwrite(out, document, enforce_file_format=True)
     return out.getvalue()

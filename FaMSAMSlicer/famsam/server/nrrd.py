@@ -68,5 +68,5 @@ def _vector(numbers: Any) -> str:
 
 
 def _one_line(text: str) -> str:
-    """A header value is one line; a line break in it would start a new field."""
-    return " ".join(text.split())
+    """A header value is one line, in which a backslash stands before what it changes the meaning of."""
+    return " ".join(text.split()).replace("\\", "\\\\")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import zipfile
 from typing import Any, Dict, List, Sequence
 
 import nibabel
@@ -42,7 +43,14 @@ def test_nifti_label_map(client: Any, volume: Any) -> None:
     np.testing.assert_array_equal(image.affine, RAS_FROM_IJK)
 
 
-@pytest.mark.parametrize("masks", [{"Left kidney": FIRST, "tumour π": BESIDE}, {"a": FIRST, "b": OVER, "c": BESIDE}])
+@pytest.mark.parametrize(
+    "masks",
+    [
+        {"Left kidney": FIRST, "tumour π": BESIDE},
+        {"a": FIRST, "b": OVER, "c": BESIDE},
+        {r"left\nucleus": FIRST, r"a\\b\c": BESIDE},
+    ],
+)
 def test_seg_nrrd_opens_in_slicer_with_names_colours_and_overlaps(
     client: Any, volume: Any, masks: Dict[str, np.ndarray], tmp_path: Any
 ) -> None:
@@ -100,6 +108,25 @@ def test_dicom_series_in_and_dicom_seg_out(client: Any) -> None:
         for position, frame in zip(positions_lps, seen):
             rebuilt[round((position[2] - 5) / 2.5)] = frame
         np.testing.assert_array_equal(rebuilt, mask)
+    client.delete(f"/v1/volumes/{info['id']}")
+
+
+def test_dicom_seg_keeps_names_in_every_script(client: Any) -> None:
+    pydicom = pytest.importorskip("pydicom", minversion="3", reason="DICOM SEG is written with Python 3.10 or newer")
+    pytest.importorskip("highdicom", reason="DICOM SEG needs highdicom (Python 3.10 or newer)")
+    series = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(dicom_zip(ball_zyx()))) as given, zipfile.ZipFile(series, "w") as latin:
+        for name in given.namelist()[1:]:
+            slice_ = pydicom.dcmread(io.BytesIO(given.read(name)))
+            slice_.SpecificCharacterSet, slice_.PatientName = "ISO_IR 100", "Müller^Jörg"
+            file = io.BytesIO()
+            slice_.save_as(file)
+            latin.writestr(name, file.getvalue())
+    info = upload(client, series.getvalue()).json()
+    masks = {"左肺": FIRST, r"a\b": BESIDE}
+    saved = pydicom.dcmread(io.BytesIO(export(client, info["id"], masks, "dcm").content))
+    assert [one.SegmentLabel for one in saved.SegmentSequence] == ["左肺", "a/b"]
+    assert saved.PatientName == "Müller^Jörg"
     client.delete(f"/v1/volumes/{info['id']}")
 
 
