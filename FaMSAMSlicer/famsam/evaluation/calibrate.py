@@ -78,18 +78,23 @@ def observe(model: PromptableModel, cases: Sequence[Case], options: CalibrationO
     """
     fitted, model.calibration = model.calibration, Calibration()
     observations: List[Observation] = []
+    unread = ""
     try:
         for case in tqdm(cases, unit="case", file=sys.stderr, disable=not options.progress):
             try:
                 loaded = case.load(options.dataset)
             except FamsamError as error:
                 _LOG.warning("Case %s is left out: %s", case.name, error)
+                unread = unread or str(error)
                 continue
             observations += _observe_case(model, case.name, loaded, options)
     finally:
         model.calibration = fitted
     if not observations:
-        raise DatasetError(f"None of {len(cases)} cases has a structure to observe; ask for smaller ones.")
+        raise DatasetError(
+            f"None of {len(cases)} cases can be read and has a structure of at least {options.dataset.min_voxels} "
+            f"voxels to observe. {unread}"
+        )
     return observations
 
 
