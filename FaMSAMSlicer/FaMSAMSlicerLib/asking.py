@@ -29,13 +29,13 @@ class Question:
     """``fingerprint`` of the segment when it was asked: if it is another by then, ask again."""
 
 
-def question(asked: Asked, segment: Any, volume_node: Any, choice: ModelChoice) -> Question:
+def question(asked: Asked, segment: Any, choice: ModelChoice) -> Question:
     """Raises:
     VolumeError: the volume cannot be used.
     PromptError: a step changes a point that ended when another tool edited the segment.
     """
-    scan = scan_of(volume_node)
-    to_scan = scan_from_seg(volume_node, asked.node)
+    scan = scan_of(asked.volume_node)
+    to_scan = scan_from_seg(asked.volume_node, asked.node)
     state, before = read_state(segment), fingerprint(segment)
     start = _start(state, before[1], asked, scan, to_scan)
     ended = len(state.prompts) - len(start.prompts)

@@ -13,6 +13,7 @@ import logging
 import time
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Callable, Optional, Tuple
 
 import numpy as np
@@ -231,7 +232,7 @@ class Controller(Selection):
         while self._running is not None and time.perf_counter() < deadline:
             wait([self._running.future], timeout=max(0.0, deadline - time.perf_counter()))
             self.poll()
-        if self._running is not None or self._waiting or self._waiting.has_shelved:
+        if self._running is not None or self._waiting:
             logger.warning("Clicks that had not been computed yet were dropped when the effect was left.")
 
     def close(self) -> None:
@@ -252,7 +253,6 @@ class Controller(Selection):
         if self._is_writing:
             return
         self._end_proposals_of_another_state()
-        self._waiting.bring_back(self.segmentation_node)
         self.points.show(self._prompts(), self.segmentation_node)
         self._doubt.want(self._doubted_state() if self.doubt_visible else None)
 
@@ -357,17 +357,19 @@ class Controller(Selection):
         self._aim.drop()
         if step.verb != "preview":
             self._proposals.end()
-        self._waiting.add(self.segmentation_node, self.segment_id, step)
+        self._waiting.add(self._asked(step))
         self._go_on()
         if step.verb != "preview":
             self.sync()
 
+    def _asked(self, step: Step) -> Asked:
+        return Asked(self.segmentation_node, self.segment_id, self.volume_node, (step,), time.perf_counter())
+
     def _go_on(self) -> None:
         """Hand over what waits; where nothing does, what is of use before the next click."""
-        if self._running is None and self._waiting:
-            asked = self._waiting.take()
-            self._guarded(lambda: self._dispatch(asked))
-        elif self._proposals.is_due and not self._is_at_work:
+        while self._running is None and self._waiting:
+            self._guarded(partial(self._dispatch, self._waiting.take()))
+        if self._proposals.is_due and not self._is_at_work:
             self._proposals.ask(self.engine)
         elif not self.busy:
             self._doubt.take()
@@ -379,8 +381,7 @@ class Controller(Selection):
     def _request_here(self, step: Step) -> Optional[Request]:
         """On the selected segment; None where that cannot be: what is in the way is said when the user clicks."""
         try:
-            asked = Asked(self.segmentation_node, self.segment_id, (step,), time.perf_counter())
-            return question(asked, self.segment, self.volume_node, self.choice).request
+            return question(self._asked(step), self.segment, self.choice).request
         except Exception:
             logger.debug("Nothing was prepared", exc_info=True)
             return None
@@ -397,10 +398,7 @@ class Controller(Selection):
         if segment is None:
             self._say("")
             return
-        if asked.node is not self.segmentation_node:
-            self._shelve(asked)
-            return
-        asking = question(asked, segment, self.volume_node, self.choice)
+        asking = question(asked, segment, self.choice)
         self._running = _Running(self.engine.submit(asking.request), asking)
         self._tell_busy()
 
@@ -428,18 +426,13 @@ class Controller(Selection):
             return
         if asked.is_preview:
             scan = running.question.request.scan
-            self._preview.show(outcome.mask_zyx, outcome.low_xyz, scan, self.volume_node)
+            self._preview.show(outcome.mask_zyx, outcome.low_xyz, scan, asked.volume_node)
             self._tell(Status(_("Preview"), False, self.busy, _ms_since(asked.since), outcome.quality))
             return
         if fingerprint(segment) != running.question.before:
             self._dispatch(asked)
             return
         self._commit(running, outcome, segment)
-
-    def _shelve(self, asked: Asked) -> None:
-        """It would be asked on the volume that belongs to another segmentation."""
-        self._waiting.shelve(asked)
-        self._say(_("A click on another segmentation waits until that one is selected again."))
 
     def _lost_connection(self, error: Exception) -> None:
         """Said in one line, which stays until the server answers; what was done waits and is asked for again."""

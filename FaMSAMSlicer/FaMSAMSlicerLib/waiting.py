@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Any, List, Tuple
 
@@ -16,6 +15,8 @@ class Asked:
     node: Any
     """The segmentation node."""
     segment_id: str
+    volume_node: Any
+    """Where to look: another one may be chosen by the time the worker has time."""
     steps: Tuple[Step, ...]
     """In the segmentation's own coordinates."""
     since: float
@@ -24,34 +25,34 @@ class Asked:
     def is_for(self, node: Any, segment_id: str) -> bool:
         return self.node is node and self.segment_id == segment_id
 
+    def goes_with(self, other: Asked) -> bool:
+        """Whether the worker can do both at once."""
+        return self.is_for(other.node, other.segment_id) and self.volume_node is other.volume_node
+
     @property
     def is_preview(self) -> bool:
         return self.steps[-1].verb == "preview"
 
 
 class Waiting:
-    """The queue. A preview waits only where nothing else does; of a point's moves only the newest waits.
-
-    Beside it lies what can only be done while its segmentation is selected, until that is so again.
-    """
+    """The queue. A preview waits only where nothing else does; of a point's moves only the newest waits."""
 
     def __init__(self) -> None:
         self._asked: List[Asked] = []
-        self._shelved: List[Asked] = []
 
     def __bool__(self) -> bool:
         return bool(self._asked)
 
-    def add(self, node: Any, segment_id: str, step: Step) -> None:
-        """Put a step at the end."""
+    def add(self, asked: Asked) -> None:
+        """Put one step at the end."""
         self.drop_preview()
-        if step.verb == "preview" and self._asked:
+        if asked.is_preview and self._asked:
             return
         last = self._asked[-1] if self._asked else None
-        if last is None or not last.is_for(node, segment_id):
-            self._asked.append(Asked(node, segment_id, (step,), time.perf_counter()))
+        if last is None or not last.goes_with(asked):
+            self._asked.append(asked)
             return
-        steps = last.steps
+        steps, (step,) = last.steps, asked.steps
         if step.verb == "move_point" and (steps[-1].verb, steps[-1].index) == (step.verb, step.index):
             steps = steps[:-1]
         self._asked[-1] = replace(last, steps=(*steps, step))
@@ -62,25 +63,10 @@ class Waiting:
             return
         self.drop_preview()
         behind = self._asked[0] if self._asked else None
-        if behind is not None and behind.is_for(asked.node, asked.segment_id):
+        if behind is not None and behind.goes_with(asked):
             self._asked[0] = replace(asked, steps=asked.steps + behind.steps)
         else:
             self._asked.insert(0, asked)
-
-    def shelve(self, asked: Asked) -> None:
-        """Lay aside what is for a segmentation that is not selected; a preview is not worth it."""
-        if not asked.is_preview:
-            self._shelved.append(asked)
-
-    def bring_back(self, node: Any) -> None:
-        """Put what was laid aside for a segmentation to the front."""
-        self._asked[:0] = [asked for asked in self._shelved if asked.node is node]
-        self._shelved = [asked for asked in self._shelved if asked.node is not node]
-
-    @property
-    def has_shelved(self) -> bool:
-        """Whether anything is laid aside."""
-        return bool(self._shelved)
 
     def take(self) -> Asked:
         """The steps that come next."""
@@ -92,9 +78,8 @@ class Waiting:
 
     def clear(self) -> None:
         """Nothing any more."""
-        self._asked, self._shelved = [], []
+        self._asked = []
 
     def steps(self, node: Any, segment_id: str) -> Tuple[Step, ...]:
         """What waits for one segment."""
-        here = (asked for asked in (*self._shelved, *self._asked) if asked.is_for(node, segment_id))
-        return tuple(step for asked in here for step in asked.steps)
+        return tuple(step for asked in self._asked if asked.is_for(node, segment_id) for step in asked.steps)

@@ -310,7 +310,7 @@ def test_cancel_drops_what_is_under_way(held):
     assert dice(held.mask(), held.balls[0]) > 0.7, "the dropped click has left nothing in the session"
 
 
-def test_clicks_wait_while_another_segmentation_is_selected(held):
+def test_clicks_go_on_while_another_segmentation_is_selected(held):
     other = host.segmentation(held.volume, "elsewhere")
     held.model.gate.clear()
     held.controller.click(held.centre(0))  # this one is with the worker,
@@ -319,8 +319,7 @@ def test_clicks_wait_while_another_segmentation_is_selected(held):
     held.controller.sync()
     held.model.gate.set()
     held.settle()
-    status = held.controller.status
-    assert not held.controller.has_work and not status.busy and not status.is_error and "waits" in status.message
+    assert held.controller.status.message == "Ready"
     first_mask = held.mask()
     assert dice(first_mask, held.balls[0]) > 0.7 and held.controller.points.node.GetNumberOfControlPoints() == 0
     held.click(held.centre(1))
@@ -330,8 +329,34 @@ def test_clicks_wait_while_another_segmentation_is_selected(held):
     held.effect.select(held.segmentation, held.volume, "first")
     held.controller.sync()
     assert held.controller.points.node.GetNumberOfControlPoints() == 2
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_click_that_waits_is_computed_on_the_volume_on_which_it_was_made(held, gone):
+    other = host.volume(np.zeros(held.size_zyx, np.int16), held.matrix, "other")
+    held.model.gate.clear()
+    for offset in (0, 1):
+        held.controller.click(held.centre(0, (offset, 0, 0)))
+    held.effect.select(held.segmentation, other, "first")
+    held.controller.sync()
+    if gone:
+        slicer.mrmlScene.RemoveNode(held.volume)
+    held.model.gate.set()
     held.settle()
     assert len(held.controller.state.prompts) == 2 and dice(held.mask(), held.balls[0]) > 0.7
+
+
+def test_what_was_asked_of_a_segment_that_is_gone_takes_no_other_along(held):
+    held.model.gate.clear()
+    held.controller.click(held.centre(0))
+    held.select("second")
+    held.controller.click(held.centre(0))
+    held.select("first")
+    held.controller.click(held.centre(0, (1, 0, 0)))
+    held.segmentation.GetSegmentation().RemoveSegment("second")
+    threading.Timer(0.2, held.model.gate.set).start()
+    held.controller.finish(60)  # the effect is left
+    assert len(held.controller.state.prompts) == 2
 
 
 @pytest.mark.parametrize("masked", [False, True])
