@@ -161,6 +161,8 @@ def compare(args: argparse.Namespace) -> Answer:
     device = _machine(args)
     variants = {}
     for path in args.configs:
+        if path.stem in variants:
+            raise ConfigError(f"Expected files of different names, which name the variants; got {path.stem} twice.")
         config, model_config = read_config(path)
         variants[path.stem] = (config if args.steps is None else replace(config, steps=args.steps), model_config)
     comparison = run_comparison(variants, args.output, _source(args), device, progress=not args.quiet)

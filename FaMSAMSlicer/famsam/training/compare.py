@@ -13,14 +13,17 @@ import torch
 
 from ..errors import ConfigError
 from ..model.config import to_plain
-from .config import TrainConfig
+from .config import CONFIG_NAME, TrainConfig, read_config
 from .plots import comparison_curves
 from .sample import Source
 from .trainer import Trainer, read_log
 
 Setup = Tuple[TrainConfig, Any]
 """How to train, and the network's configuration."""
-BUDGET = ("steps", "sizes", "targets", "pool", "fresh", "seed", "validation_batches", "validate_every")
+BUDGET = (
+    *("steps", "minutes", "sizes", "targets", "kept_targets", "turn_chance", "pool", "fresh", "ahead", "seed"),
+    *("validation_batches", "validate_every"),
+)
 """What all runs must have in common: how much they see, of what, and what they are measured on."""
 
 
@@ -66,7 +69,8 @@ def compare(
     read.
 
     Raises:
-        ConfigError: fewer than two variants, a name that is no folder's, or variants that differ in ``BUDGET``.
+        ConfigError: fewer than two variants, a name that is no folder's, variants that differ in ``BUDGET``, or a run
+            in ``directory`` that was begun with another set-up than its variant's.
     """
     if len(variants) < 2:
         raise ConfigError(f"Expected at least two variants to compare, got {len(variants)}.")
@@ -80,6 +84,13 @@ def compare(
         if different:
             raise ConfigError(f"{name} and {first} differ in {', '.join(different)}, so they cannot be compared.")
     rows, folder = [], Path(directory)
+    for name, setup in variants.items():
+        begun = folder / name / CONFIG_NAME
+        if begun.exists() and read_config(begun) != tuple(setup):
+            raise ConfigError(
+                f"Expected a new folder, or runs of the same set-ups, got {begun.parent}, which was begun with another "
+                f"one than {name} has now. Remove it, or name another folder."
+            )
     for name, (train, model) in variants.items():
         trainer = Trainer(folder / name, source, train, model, device)
         trainer.run(progress=progress)

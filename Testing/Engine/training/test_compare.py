@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from famsam.cli import main
 from famsam.errors import ConfigError
 from famsam.model.famsam import FamsamConfig
 from famsam.training.compare import compare
@@ -65,6 +66,8 @@ def test_the_best_of_each_column_is_marked(tmp_path):
         ({"a": (SHORT, TINY)}, "at least two"),
         ({"a": (SHORT, TINY), "b/c": (SHORT, TINY)}, "name"),
         ({"a": (SHORT, TINY), "b": (dataclasses.replace(SHORT, steps=5), TINY)}, "differ in steps"),
+        ({"a": (SHORT, TINY), "b": (dataclasses.replace(SHORT, minutes=1.0), TINY)}, "differ in minutes"),
+        ({"a": (SHORT, TINY), "b": (dataclasses.replace(SHORT, turn_chance=0.5), TINY)}, "differ in turn_chance"),
         ({"a": (SHORT, TINY), "b": (dataclasses.replace(SHORT, seed=5, targets=2), TINY)}, "targets, seed"),
     ],
 )
@@ -72,3 +75,24 @@ def test_what_cannot_be_compared_is_refused(tmp_path, variants, message):
     with pytest.raises(ConfigError, match=message):
         compare(variants, tmp_path, synthetic_source)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_of_another_setup_are_not_taken_for_the_variants(tmp_path):
+    variants = {"a": (SHORT, TINY), "b": (dataclasses.replace(SHORT, learning_rate=1e-2), TINY)}
+    compare(variants, tmp_path, synthetic_source)
+    before = (tmp_path / "b" / "config.json").read_bytes()
+    variants["b"] = (dataclasses.replace(SHORT, learning_rate=1e-4), TINY)
+    with pytest.raises(ConfigError, match="begun with another one than b has now"):
+        compare(variants, tmp_path, synthetic_source)
+    assert (tmp_path / "b" / "config.json").read_bytes() == before
+
+
+def test_files_of_one_name_are_not_taken_for_one_another(tmp_path, capsys):
+    paths = [tmp_path / folder / "base.json" for folder in ("a", "b")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text("{}")
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    assert main(["compare", *map(str, paths), str(other), "-o", str(tmp_path / "out"), "--steps", "1"]) == 1
+    assert "got base twice" in capsys.readouterr().err
