@@ -72,6 +72,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/model/base.py
   famsam/model/calibration.py
   famsam/model/config.py
+  famsam/model/convolution.py
   famsam/model/famsam.py
   famsam/model/famsam_encoder.py
   famsam/model/fusion_decoder.py

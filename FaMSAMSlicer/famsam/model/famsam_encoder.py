@@ -93,11 +93,11 @@ class Stem(nn.Module):
 def halving(layer: nn.Conv3d, crop_B1ZYX: Tensor) -> Tensor:
     """A 3x3x3 convolution of one channel with stride 2: (B, 1, Z, Y, X) of even edges -> (B, C, Z/2, Y/2, X/2).
 
-    The result is channels last, as all later layers want it. On a CPU, two neighbours along x are taken for two
+    The result is channels last, as all later layers want it. With oneDNN, two neighbours along x are taken for two
     channels of one voxel: the same memory, the same sums (the other places of the kernel have weights of 0), in half
     to a third of the time.
     """
-    if crop_B1ZYX.device.type != "cpu":
+    if crop_B1ZYX.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return layer(_channels_last(crop_B1ZYX, 1))
     kernel_OCZYX = F.pad(layer.weight, (1, 2))[:, 0].unflatten(-1, (3, 2)).movedim(-1, 1)
     return F.conv3d(_channels_last(crop_B1ZYX, 2), kernel_OCZYX, layer.bias, stride=(2, 2, 1), padding=1)

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .convolution import as_products
+
 WORTHWHILE_SPEEDUP = 1.3
 """A convolution in int8 must be this much faster than in the next best precision."""
 SMALL_PRODUCT = 2**23
@@ -41,7 +43,8 @@ class Conv3d(nn.Conv3d):
 
     _packed: Optional[_Packed] = None
     direct = False
-    """Whether fp32 goes to oneDNN at once: PyTorch takes a slow operator of its own where the input is small."""
+    """Whether fp32 goes to oneDNN at once, or becomes products of matrices where there is none: PyTorch takes a slow
+    operator of its own there, and where the input is small."""
 
     def pack(self) -> None:
         """Quantise the weights as they are now."""
@@ -66,6 +69,8 @@ class Conv3d(nn.Conv3d):
         if not self.direct or _learns(self.weight, input):
             return super().forward(input)
         assert not isinstance(self.padding, str)
+        if not torch.backends.mkldnn.is_available():
+            return as_products(input, self.weight, self.bias, self.padding)
         geometry = (self.padding, self.stride, self.dilation, self.groups)
         result: Tensor = torch.ops.aten.mkldnn_convolution(input, self.weight, self.bias, *geometry)
         return result
@@ -109,7 +114,8 @@ def compute_fp32_fast(model: nn.Module) -> None:
     """Have a model that will not be called under autocast compute in fp32 on a CPU as fast as that goes."""
     for module in model.modules():
         if isinstance(module, Conv3d):
-            module.direct = torch.backends.mkldnn.is_available()
+            dense = module.stride == module.dilation == (1, 1, 1) and module.groups == 1
+            module.direct = dense or torch.backends.mkldnn.is_available()
 
 
 @contextmanager
