@@ -37,6 +37,19 @@ def test_what_only_one_of_them_has_is_left_out():
     assert not any("clicks" in row["name"] for row in compare(new, old) + compare(old, new))
 
 
+def test_curves_are_compared_by_size_and_points():
+    def scaling(*sizes):
+        rows = [{"volume_xyz": [size] * 3, "mib": 1.0, "first": timing(size, size, size)} for size in sizes]
+        return {"volumes": rows, "decode_by_points": [{"points": 5, "decode": timing(4, 4, 4)}]}
+
+    encode, decode = timing(20, 18, 22), timing(10, 9, 12)
+    old = report(encode, decode, scaling=scaling(8, 16)).to_dict()
+    new = report(encode, decode, scaling=scaling(16, 32)).to_dict()
+    new["scaling"]["volumes"][0]["first"] = timing(8, 8, 8)
+    rows = {row["name"]: row["ratio"] for row in compare(new, old) if row["name"].startswith("scaling")}
+    assert rows == {"scaling.volumes.16x16x16.first": 0.5, "scaling.decode_by_points.5.decode": 1.0}
+
+
 def test_differences_between_the_machines_come_first():
     old, new = (report(timing(2, 1, 3), timing(2, 1, 3), threads).to_dict() for threads in (2, 1))
     lines = comparison_lines(new, old)

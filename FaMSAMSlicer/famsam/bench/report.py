@@ -182,6 +182,10 @@ def _timings(value: Any, path: str = "") -> Iterator[Tuple[str, Mapping[str, flo
             return
         for key, item in value.items():
             yield from _timings(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):  # the rows of a curve, each known by the size of its scan or its number of points
+        for row in (item for item in value if isinstance(item, dict)):
+            size = row.get("volume_xyz", [row.get("points")])
+            yield from _timings(row, f"{path}.{'x'.join(map(str, size))}")
 
 
 def _numbers(value: Any, path: str = "") -> Iterator[Tuple[str, float]]:
