@@ -121,6 +121,7 @@ class Hub:
         self._scratch = Scratch()
         self._root = self._scratch.path
         self._threads = anyio.CapacityLimiter(WORKERS)
+        self._session_threads = anyio.CapacityLimiter(limits.sessions)  # one each: they take turns at the model
         self._uploads = asyncio.Semaphore(limits.uploads_at_once)
         self._arriving = 0
         self._waiting = 0
@@ -272,7 +273,7 @@ class Hub:
                     raise ServerError(
                         404, "not_found", "the undo history became too large; go on from the prompts in a new session"
                     )
-                return await self.in_thread(work, opened)
+                return await self._run(self._session_threads, work, opened)
 
     async def ask_when_idle(self, session_id: str, work: Callable[[OpenSession], T]) -> T:
         """Do a session's work while nobody has anything else to do here; only one such work is done at a time.
@@ -298,7 +299,7 @@ class Hub:
         with self._counted(opened):
             async with opened.lock:
                 self.session(session_id)
-                return await self.in_thread(work, opened)
+                return await self._run(self._session_threads, work, opened)
 
     def _refuse_when_crowded(self, opened: OpenSession) -> None:
         if opened.waiting >= self.limits.waiting_per_session or self._waiting >= self.limits.waiting:
@@ -321,8 +322,11 @@ class Hub:
                 self._idle.set()
 
     async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        """Run blocking work in one of the few worker threads."""
-        return await anyio.to_thread.run_sync(self._on_one_core, function, *args, limiter=self._threads)
+        """Run blocking work on a scan in one of the few threads for that."""
+        return await self._run(self._threads, function, *args)
+
+    async def _run(self, threads: anyio.CapacityLimiter, function: Callable[..., T], *args: Any) -> T:
+        return await anyio.to_thread.run_sync(self._on_one_core, function, *args, limiter=threads)
 
     def _on_one_core(self, function: Callable[..., T], *args: Any) -> T:
         self._model_thread.keep_to_one_core()

@@ -13,7 +13,7 @@ import pytest
 import torch
 from famsam.server.app import create_app
 from famsam.server.fairness import FairTurns, ModelBusyError, ModelThread, SharedModel
-from famsam.server.hub import AHEAD, CHANGE, LOOK, OpenSession
+from famsam.server.hub import AHEAD, CHANGE, LOOK, WORKERS, OpenSession
 from famsam.server.limits import Limits
 from server_fixtures import CENTRE_RAS_MM, RAS_FROM_IJK, ball_zyx, live, nifti_bytes, upload
 
@@ -241,6 +241,22 @@ def beside_a_click(client: httpx.Client, gated: GatedModel, pool: ThreadPoolExec
     click = pool.submit(client.post, f"/v1/sessions/{clicking}/points", json={"point_ras_mm": CENTRE_RAS_MM})
     assert gated.at_gate.wait(60)
     return resting, click
+
+
+def test_however_many_wait_for_the_model_others_are_answered(client: httpx.Client, gated: GatedModel) -> None:
+    volume_id, first = opened(client)
+    others = [client.post(f"/v1/volumes/{volume_id}/sessions").json()["id"] for _ in range(WORKERS)]
+    hub = client.app.state.hub  # type: ignore[attr-defined]
+    with ThreadPoolExecutor(WORKERS) as pool:
+        click = {"point_ras_mm": CENTRE_RAS_MM}
+        clicks = [pool.submit(client.post, f"/v1/sessions/{one}/points", json=click) for one in others]
+        try:
+            wait_until(lambda: all(hub.session(one).waiting for one in others))
+            assert gated.at_gate.wait(60)
+            assert client.get(f"/v1/sessions/{first}/mask", timeout=30).status_code == 200
+        finally:
+            gated.gate.set()
+        assert [one.result(60).status_code for one in clicks] == [200] * WORKERS
 
 
 def test_encoding_ahead_waits_until_nobody_clicks(
