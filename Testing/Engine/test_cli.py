@@ -418,7 +418,7 @@ def test_train_resumes_and_leaves_weights_that_segment(segment, tmp_path, capsys
     assert "speed" in capsys.readouterr().err
 
 
-def test_train_on_labelled_scans(scan, tmp_path, capsys):
+def test_train_on_labelled_scans(scan, tmp_path, capsys, monkeypatch):
     config = tmp_path / "tiny.json"
     model = {"stem_channels": [8, 8, 8, 8], "token_channels": 16, "depth": 1, "heads": 2}
     model.update(decoder_channels=[8, 8, 16], decoder_depth=1)
@@ -434,6 +434,11 @@ def test_train_on_labelled_scans(scan, tmp_path, capsys):
     assert cli.main([*arguments, "--synthetic-weight", "0", *twice, *shares]) == 0
     assert cli.main([*arguments, *twice[:2], *shares]) == 1
     assert "once for each of 1 --labelled, got 2" in capsys.readouterr().err
+    assert cli.main([*arguments, "--workers=-1"]) == 1
+    assert "workers of at least 0, got -1" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)  # as if it were not installed
+    assert cli.main(arguments) == 0
+    assert "curve: None" in capsys.readouterr().out, "what was trained is told without its picture"
 
 
 def test_distill_and_compare(weights, segment, tmp_path, capsys):

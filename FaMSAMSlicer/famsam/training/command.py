@@ -6,11 +6,12 @@ Each command returns its summary (JSON-able) and the lines to print, or nothing 
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, List, Optional, Tuple
 
-from ..errors import ConfigError
+from ..errors import ConfigError, MissingDependencyError
 from ..outputs import PLOT_SUFFIXES, check_output_file, check_output_folder
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from .config import TrainConfig
     from .sample import Source
     from .trainer import Trainer
+
+_LOG = logging.getLogger(__name__)
 
 Answer = Optional[Tuple[Dict[str, Any], List[str]]]
 
@@ -190,7 +193,11 @@ def _run(trainer: Trainer, args: argparse.Namespace, draw_curve: Any) -> Answer:
     provenance = {"steps": trainer.step, "seconds": round(trainer.seconds), "seed": trainer.config.seed}
     text = {name: str(value) for name, value in provenance.items()}
     save_model(trainer.averaged_model(), weights, text, stored="fp16")
-    curve = draw_curve(args.run_directory)
+    try:
+        curve = draw_curve(args.run_directory)
+    except MissingDependencyError as error:  # the run is worth more than its picture
+        _LOG.warning("%s", error)
+        curve = None
     steps = trainer.config.steps
     summary = {"step": trainer.step, "steps": steps, "weights": str(weights), "curve": curve and str(curve)}
     return summary, [f"step {trainer.step} of {steps}; weights: {weights}; curve: {curve}"]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DatasetError
+from ..errors import ConfigError, DatasetError
 from .config import TrainConfig
 from .sample import Dice, Sample, Source
 from .targets import draw_targets, halve, visibility
@@ -94,6 +94,8 @@ class CropPool:
         seed: int,
         workers: int = 0,
     ) -> None:
+        if workers < 0:
+            raise ConfigError(f"Expected a number of workers of at least 0, got {workers}.")
         self.maker = CropMaker(source, config, normalise, seed)
         self.config, self.device = config, device
         self.shelves: Dict[int, _Shelf] = {}
