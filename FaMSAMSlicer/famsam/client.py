@@ -185,6 +185,8 @@ class RemoteSession:
             raise PromptError(
                 f"Expected a mask of the image's shape (z, y, x) = {self.volume.grid.size_zyx}, got {mask.shape}."
             )
+        if mask.dtype.kind not in "biuf":
+            raise PromptError(f"Expected a mask of bools or numbers, got {mask.dtype}.")
         inside = foreground(mask)
         box = bounding_box(inside) or ((0, 0, 0), (1, 1, 1))
         return self._verb("PUT", "/mask", {"box_zyx": box, "bits": pack_bits(inside[box_slices(box)])})

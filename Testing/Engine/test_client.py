@@ -110,6 +110,8 @@ def test_errors_are_those_of_a_local_session(remote: RemoteSession) -> None:
         remote.add_box((5, 5, 30), (-5, -5, 30))
     with pytest.raises(PromptError):
         remote.set_mask(np.zeros((2, 2, 2)))
+    with pytest.raises(PromptError, match="bools or numbers"):
+        remote.set_mask(np.full(ball_zyx().shape, "a"))
     with pytest.raises(SessionError):
         remote.undo()
     with pytest.raises(SessionError, match="set_image"):
