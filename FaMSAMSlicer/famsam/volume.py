@@ -113,6 +113,7 @@ def read_volume(path: PathLike, *, series_uid: Optional[str] = None, ras_from_ij
 
     Raises:
         VolumeError: the file is missing, damaged, of another kind, or its content is no usable scan.
+        MissingDependencyError: a DICOM file of many frames (enhanced MR, CT, PET), and pydicom is not installed.
     """
     stored = read_image(Path(path), series_uid=series_uid, ras_from_ijk=ras_from_ijk)
     name = Path(path).name
