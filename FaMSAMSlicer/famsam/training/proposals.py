@@ -102,6 +102,7 @@ def train_proposals(
 
     Raises:
         DatasetError: the source has no structures.
+        ConfigError: the time was over before the first step.
     """
     config = config or ProposalTraining()
     started = time.monotonic()
@@ -134,6 +135,11 @@ def train_proposals(
         bar.update()
         bar.set_postfix(loss=f"{float(loss.detach()):.3f}", iou=f"{iou:.3f}", refresh=False)
     bar.close()
+    if step == 0:
+        raise ConfigError(
+            f"Expected time for one step of training at least, got {time_limit_s:g} seconds, in which the first crops "
+            "were drawn. Give more time."
+        )
     trained.eval().requires_grad_(False)
     return trained, {**proposal_scores(trained, validation), "steps": float(step)}
 

@@ -81,6 +81,8 @@ def test_impossible_runs_are_explained(model):
     for wrong in ({"steps": 0}, {"size": 40}, {"pool": 1}):
         with pytest.raises(ConfigError, match="counts from 1"):
             ProposalTraining(**{**vars(SHORT), **wrong})
+    with pytest.raises(ConfigError, match=r"got 0\.001 seconds"):
+        train_proposals(model, slabs, SHORT, time_limit_s=0.001)
 
 
 def test_the_command(model, tmp_path, capsys):
