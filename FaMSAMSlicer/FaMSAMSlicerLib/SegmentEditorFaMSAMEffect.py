@@ -17,7 +17,7 @@ from .controller import Controller
 from .engine import Engine, shared_engine
 from .keyboard import HeldKey, give_keys_to_the_view
 from .panel import Panel, ask_and_install, icon, resource
-from .picking import pick, place_in_slice
+from .picking import on_screen, pick, place_in_slice
 from .preparation import middle_shown
 from .rubber_band import Pixel, RubberBand, box_around
 from .settings import model_choice, server, set_server, settings
@@ -251,7 +251,8 @@ class SegmentEditorFaMSAMEffect(AbstractScriptedSegmentEditorEffect):
             self._pressed_3d = None if controller.points.hovered or interactor.GetShiftKey() else pixel
         elif event == vtk.vtkCommand.LeftButtonReleaseEvent and self._pressed_3d is not None:
             start, self._pressed_3d = self._pressed_3d, None
-            is_click = max(abs(a - b) for a, b in zip(start, pixel)) <= _CLICK_PIXELS
+            jitter = on_screen(_CLICK_PIXELS, interactor.GetRenderWindow())
+            is_click = max(abs(a - b) for a, b in zip(start, pixel)) <= jitter
             if is_click and self.scriptedEffect.confirmCurrentSegmentVisible():
                 place = self._place(interactor, view, pixel)
                 if place is None:

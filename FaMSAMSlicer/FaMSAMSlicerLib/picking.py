@@ -12,8 +12,15 @@ from .spaces import Point3
 
 INWARD_MM = 1.0
 """How far behind the surface the click is taken to be: inside of what was clicked."""
+_ORDINARY_DPI = 72
+"""What VTK's windows in Qt have where a pixel of Qt's is one of the screen's."""
 _OPACITY = 0.15
 """A volume rendering counts as hit where it gets at least this opaque."""
+
+
+def on_screen(pixels: float, window: Any) -> float:
+    """A length in an ordinary screen's pixels, in those of a render window, which are more on a finer screen."""
+    return pixels * max(1.0, float(window.GetDPI()) / _ORDINARY_DPI)
 
 
 def place_in_slice(interactor: Any, slice_node: Any, x: int, y: int) -> Point3:

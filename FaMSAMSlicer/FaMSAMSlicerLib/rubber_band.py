@@ -7,6 +7,7 @@ from typing import Any, Sequence, Tuple
 import numpy as np
 import vtk
 
+from .picking import on_screen
 from .spaces import Point3
 
 Pixel = Tuple[int, int]
@@ -52,7 +53,8 @@ class RubberBand:
     @property
     def is_box(self) -> bool:
         """False for what was a click rather than a drag."""
-        return all(abs(a - b) >= SMALLEST_PIXELS for a, b in zip(self.start, self.end))
+        smallest = on_screen(SMALLEST_PIXELS, self._renderer.GetRenderWindow())
+        return all(abs(a - b) >= smallest for a, b in zip(self.start, self.end))
 
     def move(self, end: Pixel) -> None:
         """The pointer is here now."""

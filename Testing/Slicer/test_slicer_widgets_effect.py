@@ -168,8 +168,13 @@ def test_a_press_without_a_drag_is_no_box(app):
     app.start()
     app.ui.boxButton.click()
     view = qt_host.SliceView("Axial", app.center(0))
-    app.click(view, app.center(0))
-    assert not app.effect.controller.state.prompts and not view._renderer.GetViewProps().GetNumberOfItems()
+    view._window.SetDPI(144)
+    for jitter in (0, 6):
+        app.send("LeftButtonPressEvent", view, (100, 100))
+        for event in ("MouseMoveEvent", "LeftButtonReleaseEvent"):
+            app.send(event, view, (100 + jitter, 100 + jitter))
+        app.settle()
+        assert not app.effect.controller.state.prompts and not view._renderer.GetViewProps().GetNumberOfItems()
 
 
 def test_a_hidden_segment_that_is_not_to_be_shown_is_not_changed(app, monkeypatch):
