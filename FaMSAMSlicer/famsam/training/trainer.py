@@ -149,6 +149,7 @@ class Trainer:
             self._resume(checkpoint)
         self.shared = team.shared(self.learner)
         if team.leads():
+            self._forget_log()
             with _replacing(self.directory / CONFIG_NAME) as path:
                 path.write_text(json.dumps(self._settings(), indent=1), encoding="utf-8")
 
@@ -325,11 +326,10 @@ class Trainer:
         if "shelves" in state.get("pool", {}):
             self.pool.resume(state["pool"])
         self.smooth.values = state.get("smooth", {})
-        if team.leads():
-            self._forget_log()
 
     def _forget_log(self) -> None:
-        """Drop what was logged after the checkpoint, since those steps are done again, and a row that was cut off."""
+        """Drop what was logged after the checkpoint, or without one, since those steps are done again, and a row that
+        was cut off."""
         path = self.directory / "log.csv"
         if not path.exists():
             return
@@ -341,8 +341,12 @@ class Trainer:
         whole = [row for row in rows if row.count(",") == header.count(",") and row.endswith("\n")]
         if not header.startswith("step,") or not all(row.split(",")[0].isdigit() for row in whole):
             raise ConfigError(f"Expected {path} to be the log of this run, got another file. Move it away, and go on.")
+        kept = [row for row in whole if int(row.split(",")[0]) <= self.step]
+        if not kept:
+            path.unlink()  # what is logged next may have other columns
+            return
         with _replacing(path) as unfinished, unfinished.open("w", encoding="utf-8", newline="") as file:
-            file.writelines([header, *(row for row in whole if int(row.split(",")[0]) <= self.step)])
+            file.writelines([header, *kept])
 
     def averaged_model(self) -> PromptableModel:
         """The weights that ship."""

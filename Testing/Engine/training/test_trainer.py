@@ -652,6 +652,14 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path, cut):
         Trainer(tmp_path, ball_source)
 
 
+def test_a_run_that_is_cut_off_before_its_first_checkpoint_logs_each_step_once(tmp_path):
+    often = dataclasses.replace(SHORT, steps=4, validate_every=1, checkpoint_every=100)
+    cut_off(Trainer(tmp_path, ball_source, often, TINY), after_steps=2)
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 2]
+    Trainer(tmp_path, ball_source).run()
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3, 4]
+
+
 def test_a_full_disk_leaves_the_run_as_it_was(tmp_path):
     resource = pytest.importorskip("resource")
     trainer = Trainer(tmp_path, ball_source, SHORT, TINY)
