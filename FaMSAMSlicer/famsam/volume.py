@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 PathLike = Union[str, "os.PathLike[str]"]
 
+SOME_VOXELS = 100_000
+"""About so many tell whether a scan may be padded."""
 NO_INTENSITY = 1e30
 """Programs fill what they know nothing of with the largest float (3.4e38) or its negative; sums of such overflow."""
 
@@ -31,7 +33,7 @@ class Volume:
 
     Integers are kept as they are; floats become float32. The array is shared with the caller, not copied, unless its
     type or byte order has to change. NaN, infinite voxels and such beyond ``NO_INTENSITY`` become the smallest of the
-    others.
+    others, and padding far below them is brought nearer (``_with_padding_near``).
 
     Args:
         voxels_zyx: (z, y, x) intensities, integer or floating point.
@@ -98,7 +100,32 @@ def _usable_voxels(given: NDArray[Any], called: str) -> Tuple[NDArray[Any], Tupl
             plane[~(np.abs(plane) < NO_INTENSITY)] = low
     if low == high:
         raise VolumeError(f"every voxel of {called} is {low:g}: there is nothing to segment in it")
-    return voxels, (low, high)
+    return _with_padding_near(voxels, low, high, voxels is given, called)
+
+
+def _with_padding_near(
+    voxels: NDArray[Any], low: float, high: float, shared: bool, called: str
+) -> Tuple[NDArray[Any], Tuple[float, float]]:
+    """Padding as far below all other intensities as these lie apart, where it is farther: next to -2147483648 the
+    tissues of a CT are all the same. With the smallest and the largest value.
+
+    Args:
+        voxels: (z, y, x), from ``low`` to ``high``.
+        shared: whether the array is somebody else's, not to be changed.
+    """
+    stride = max(1, round((voxels.size / SOME_VOXELS) ** (1 / 3)))
+    some = voxels[(slice(None, None, stride),) * 3]
+    above = some[some > low]
+    if not above.size or not float(above.min()) - low > high - float(above.min()) > 0:
+        return voxels, (low, high)
+    lowest = min(float(plane[plane > low].min()) for plane in voxels if (plane > low).any())
+    if not lowest - low > high - lowest > 0:
+        return voxels, (low, high)
+    nearer = max(low, lowest - (high - lowest))
+    logger.warning("%s is padded with %g, far below all else; that is taken as %g", called, low, nearer)
+    voxels = voxels.copy() if shared else voxels
+    voxels[voxels == low] = nearer
+    return voxels, (nearer, high)
 
 
 def read_volume(path: PathLike, *, series_uid: Optional[str] = None, ras_from_ijk: Any = None) -> Volume:

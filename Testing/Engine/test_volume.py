@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import logging
 import sys
+from typing import Sequence
 
 import nibabel as nib
 import numpy as np
@@ -665,3 +666,31 @@ def test_masks_survive_writing_and_reading(tmp_path, ras_from_ijk, size_zyx, suf
     mask = np.random.default_rng(data.draw(st.integers(0, 99))).random(size_zyx) > 0.5
     write_mask(mask, grid, tmp_path / f"mask{suffix}")
     np.testing.assert_array_equal(read_mask(tmp_path / f"mask{suffix}", grid), mask)
+
+
+@pytest.mark.parametrize("padding, dtype", [(-32768, np.int16), (-(2**31), np.int32), (-1e10, np.float32)])
+def test_padding_far_below_is_brought_nearer(
+    padding: float, dtype: type, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = np.arange(-1000, 1000, 2).reshape(10, 10, 10).astype(dtype)
+    given[:, :3] = padding
+    before = given.copy()
+    volume = Volume(given, np.eye(4))
+    rest = before[:, 3:]
+    nearer = 2 * int(rest.min()) - int(rest.max())
+    np.testing.assert_array_equal(volume.voxels_zyx[:, 3:], rest)
+    assert (volume.voxels_zyx[:, :3] == nearer).all() and volume.voxels_zyx.dtype == given.dtype
+    assert volume.value_range == (nearer, rest.max())
+    np.testing.assert_array_equal(given, before)
+    assert f"{padding:g}" in caplog.text
+
+
+@pytest.mark.parametrize("values", [(0, 1), (0, 990, 991, 992), (-3024, -1000, 0, 3000), (-2000, -1024, 0, 100)])
+def test_other_backgrounds_stay_or_keep_apart(values: Sequence[int]) -> None:
+    """A mask, a nearly uniform object in nothing, a CT padded as scanners do it."""
+    given = np.resize(np.array(values, dtype=np.int16), (4, 5, 6))
+    volume = Volume(given, np.eye(4))
+    found = np.unique(volume.voxels_zyx)
+    assert len(found) == len(values)
+    if max(values) != 992:
+        assert volume.voxels_zyx is given
