@@ -24,8 +24,9 @@ def draw_targets(sample: Sample, count: int, dice: Dice) -> List[Tensor]:
     """Up to ``count`` structures of a sample as bool masks (Z, Y, X): single labels, or a label with what lies in it.
 
     Structures are drawn evenly over the logarithm of their size, so that small ones are seen as often as large ones.
+    What lies beyond the scan's field of view belongs to none.
     """
-    labels = sample.labels_ZYX
+    labels = torch.where(sample.inside_ZYX, sample.labels_ZYX, 0)
     present, sizes = torch.unique(labels[labels > 0], return_counts=True)
     keep = sizes >= MIN_VOXELS
     present, sizes = present[keep].tolist(), sizes[keep].tolist()

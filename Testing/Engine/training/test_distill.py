@@ -218,7 +218,7 @@ LEARNING = dataclasses.replace(
 
 
 def test_layers_come_close_to_the_teachers_which_is_left_alone(teacher_file, tmp_path):
-    config = dataclasses.replace(LEARNING, learning_rate=0.005)
+    config = dataclasses.replace(LEARNING, learning_rate=0.005, steps=60)
     if teacher_file.stem == "sam_med3d":
         config = dataclasses.replace(LEARNING, learning_rate=0.02, steps=80)
     distill = DistillConfig(teacher=str(teacher_file), layer_fraction=1.0)

@@ -65,6 +65,17 @@ def test_a_structure_may_take_along_what_lies_in_it():
     assert alone == {1000 - 64, 64}, "without parents no structure is part of another"
 
 
+def test_what_lies_beyond_the_field_of_view_is_no_target():
+    labels = torch.zeros(16, 16, 16, dtype=torch.long)
+    labels[2:8, 2:8, 2:8], labels[10:15, 10:15, 10:15] = 1, 2
+    sample = sample_of(labels)
+    inside = torch.zeros_like(sample.labels_ZYX, dtype=torch.bool)
+    inside[:6] = True
+    cut = Sample(sample.image_ZYX, inside, sample.labels_ZYX, sample.parents)
+    targets = [t for n in range(10) for t in draw_targets(cut, 2, Dice(n, CPU))]
+    assert {int(t.sum()) for t in targets} == {4 * 6 * 6}
+
+
 def test_small_structures_are_seen_as_often_as_large_ones():
     labels = torch.zeros(32, 32, 32, dtype=torch.long)
     labels[1:20, 1:20, 1:20] = 1
