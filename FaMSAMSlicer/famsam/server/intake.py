@@ -330,11 +330,13 @@ def _header_from_text(text: Optional[str]) -> Any:
 
 
 def _limit_memory(max_bytes: int) -> None:
+    """Keep this process to so much memory, where the system can."""
     try:
         import resource
-    except ImportError:  # Windows
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
+
+        resource.setrlimit(resource.RLIMIT_AS, (max_bytes, max_bytes))
+    except (ImportError, ValueError, OSError) as error:  # Windows has none, macOS refuses it, a lower one stays
+        logger.info("the memory of a process that reads a scan is not limited: %s", error)
 
 
 def main() -> int:

@@ -22,6 +22,7 @@ import nibabel
 import numpy as np
 import pytest
 from famsam import VolumeError
+from famsam.server import intake
 from famsam.server.app import create_app
 from famsam.server.intake import read_request
 from famsam.server.limits import MIB, Limits
@@ -114,6 +115,23 @@ def test_a_bad_file_is_refused_with_a_sentence(what: str, tmp_path: Path) -> Non
     with pytest.raises(VolumeError) as refusal:
         read_request({"path": str(path), "folder": str(tmp_path), "limits": limits})
     assert len(str(refusal.value)) > 20 and str(tmp_path) not in str(refusal.value)
+
+
+def test_scans_are_read_where_the_system_limits_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise ValueError("current limit exceeds maximum limit")  # what Python makes of macOS's answer
+
+    monkeypatch.setattr("resource.setrlimit", refuse)
+    scan, folder, request = tmp_path / "scan.nii", tmp_path / "private", tmp_path / "request.json"
+    scan.write_bytes(nifti_bytes(ball_zyx()))
+    folder.mkdir()
+    limits = {"volume_bytes": MIB, "files_in_zip": 9}
+    request.write_text(json.dumps({"path": str(scan), "folder": str(folder), "limits": limits}))
+    monkeypatch.setattr("sys.argv", ["intake", str(request)])
+    assert intake.main() == 0
+    assert "error" not in json.loads(capsys.readouterr().out)
 
 
 def test_names_within_a_zip_lead_nowhere(client: httpx.Client, tmp_path: Path) -> None:
