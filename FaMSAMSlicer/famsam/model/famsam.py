@@ -139,7 +139,8 @@ class Famsam(PromptableModel):
             self.proposal_head = ProposalHead(config.token_channels, *config.decoder_channels[:2])
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
 
-    def normalise(self, crop_B1ZYX: Tensor, inside_B1ZYX: Tensor) -> Tensor:
+    @staticmethod
+    def normalise(crop_B1ZYX: Tensor, inside_B1ZYX: Tensor) -> Tensor:
         return contrast_limited_equalisation(crop_B1ZYX, inside_B1ZYX)
 
     def encode(self, crop_B1ZYX: Tensor) -> Embedding:

@@ -45,7 +45,8 @@ class Sam3D(PromptableModel):
         self.mask_decoder = MaskDecoder(config)
         self.apply(_initialise)
 
-    def normalise(self, crop_B1ZYX: Tensor, inside_B1ZYX: Tensor) -> Tensor:
+    @staticmethod
+    def normalise(crop_B1ZYX: Tensor, inside_B1ZYX: Tensor) -> Tensor:
         """(x - mean) / std, with mean and unbiased std of the voxels above 0, applied to all voxels, padding included.
 
         CT (anything below -500) is clamped to +-1000 HU first. A crop with fewer than two voxels above 0 takes all

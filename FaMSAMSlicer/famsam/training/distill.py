@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from . import prompting, team
 from .config import CONFIG_NAME, TrainConfig, check_begun_by
 from .learner import Decoded, Learner, RoundLoss, Values, label_loss, maybe_recomputed, rounds_of_clicks
 from .losses import balance
+from .pool import Normalise
 from .sample import Dice, Source
 from .trainer import Trainer
 
@@ -179,9 +181,10 @@ class DistillLearner(Learner):
     def teacher(self) -> PromptableModel:
         return self._teacher[0]
 
-    def normalise(self, crop_B1ZYX: Tensor, inside_B1ZYX: Tensor) -> Tensor:
-        """The student's and the teacher's view of a crop, as two channels."""
-        return torch.cat([m.normalise(crop_B1ZYX, inside_B1ZYX).float() for m in (self.model, self.teacher)], dim=1)
+    @property
+    def normalise(self) -> Normalise:
+        """To the student's and the teacher's view of a crop, as two channels."""
+        return functools.partial(_views, (self.model.normalise, self.teacher.normalise))
 
     def matched_layers(self, step: int) -> int:
         """k in step ``step`` (from 0) of a run without a budget of time; 0 once the layers are done."""
@@ -298,6 +301,11 @@ def copy_parameters(teacher: PromptableModel, student: PromptableModel) -> List[
     }
     student.load_state_dict(fitting, strict=False)
     return list(fitting)
+
+
+def _views(networks: Sequence[Normalise], crop_B1ZYX: Tensor, inside_B1ZYX: Tensor) -> Tensor:
+    """What each network sees of a crop, a channel for each."""
+    return torch.cat([normalise(crop_B1ZYX, inside_B1ZYX).float() for normalise in networks], dim=1)
 
 
 def _width(model: PromptableModel) -> int:

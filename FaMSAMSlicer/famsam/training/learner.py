@@ -16,6 +16,7 @@ from . import prompting
 from .clicks_at_once import ClicksAtOnce
 from .config import TrainConfig
 from .losses import clicked_loss, mask_loss, prompt_loss, true_iou
+from .pool import Normalise
 from .sample import Dice
 from .targets import ClickSimulator, corrupted
 
@@ -170,9 +171,13 @@ class Learner(nn.Module):
         loss, first, last = training_loss(self.model, crops, targets, plan, self.config, dice)
         return loss, {"first": first, "last": last}
 
-    def normalise(self, crop_B1ZYX: Tensor, inside_B1ZYX: Tensor) -> Tensor:
-        """Raw crops to the channels that ``forward`` takes; the first is the network's own."""
-        return self.model.normalise(crop_B1ZYX, inside_B1ZYX)
+    @property
+    def normalise(self) -> Normalise:
+        """From raw crops to the channels that ``forward`` takes; the first is the network's own.
+
+        It leads to no weights: other processes, which could not take those of a GPU, are given it, too.
+        """
+        return self.model.normalise
 
 
 @torch.no_grad()

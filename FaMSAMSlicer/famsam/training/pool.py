@@ -6,8 +6,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-import time
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -212,23 +212,24 @@ _maker_of_worker: List[CropMaker] = []
 
 
 def _workers(count: int, maker: CropMaker) -> ProcessPoolExecutor:
-    """Processes that draw crops. Where it can be had they are forks, which share the scans' memory."""
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("fork" if "fork" in methods else None)
-    return ProcessPoolExecutor(count, context, _become_worker, (maker, os.getpid()))
+    """Processes that draw crops. On Linux they are forks, which share the scans' memory; Windows has none, and on macOS
+    they may crash in Apple's libraries."""
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    return ProcessPoolExecutor(count, context, _become_worker, (maker,))
 
 
-def _become_worker(maker: CropMaker, parent: int) -> None:
+def _become_worker(maker: CropMaker) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that trains is interrupted too, and ends this one
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _maker_of_worker[:] = [maker]
 
 
-def _end_with(parent: int) -> None:
-    """End this process soon after its parent was killed: it would wait for work for ever."""
-    while os.getppid() == parent:
-        time.sleep(1)
+def _end_with_parent() -> None:
+    """End this process when its parent was killed: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)
 
 

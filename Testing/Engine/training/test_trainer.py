@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -483,20 +485,27 @@ def test_a_pool_whose_worker_is_killed_goes_on_with_the_same_crops(caplog):
     assert helped.workers is None and caplog.text.count("fewer workers") == 1
 
 
-@pytest.mark.skipif(os.name == "nt", reason="processes cannot be told there that their parent has ended")
-def test_workers_end_with_a_process_that_is_killed():
-    script = """
-import os
+@pytest.mark.parametrize("start_method", multiprocessing.get_all_start_methods())
+def test_workers_end_with_a_process_that_is_killed(start_method):
+    script = f"""
 from test_trainer import *
 
+context = multiprocessing.get_context("{start_method}")
+multiprocessing.get_context = lambda _: context
 pool = CropPool(ball_source, SHORT, Famsam(TINY).normalise, CPU, seed=0, workers=2)
 pool.batch(32, 2, Dice(0, CPU))
-os.kill(os.getpid(), signal.SIGKILL)
+os._exit(9)
 """
     # A worker that is left holds the end of the pipe that is waited for.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, env=environment)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert ended.returncode == 9, ended.stderr
+
+
+def test_processes_that_draw_crops_are_given_no_weights(tmp_path):
+    trainer = Trainer(tmp_path, ball_source, SHORT, TINY)
+    # Those of a GPU could not be sent, and a process that is no fork would wait for all others.
+    assert len(pickle.dumps(trainer.pool.maker)) < 10_000
 
 
 def test_of_the_kept_structures_some_are_served_each_time():
