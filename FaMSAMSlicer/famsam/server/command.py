@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import secrets
@@ -196,6 +197,7 @@ class Server:
         )
         config = uvicorn.Config(
             app,
+            http=_protocol(),
             log_level="warning",
             access_log=False,  # addresses hold ids of sessions
             server_header=False,
@@ -226,6 +228,7 @@ def _view_port(args: argparse.Namespace) -> int:
     if args.port is not None:
         return int(args.port)
     with socket.socket() as probe:
+        probe.settimeout(0.3)  # where nobody listens Windows tries again and again, for two seconds
         return DEFAULT_PORT if probe.connect_ex(("127.0.0.1", DEFAULT_PORT)) else 0
 
 
@@ -245,12 +248,27 @@ def _check_certificate(certificate: str, key: str) -> None:
         ) from None
 
 
+def _protocol() -> Any:
+    """uvicorn's own, which sends at once what there is: else each answer waits for an acknowledgement of its head, 40
+    ms and more. asyncio sees to that itself where an accepted socket tells its protocol, which none does on Windows."""
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    class AtOnce(AutoHTTPProtocol):  # type: ignore[valid-type, misc]
+        def connection_made(self, transport: Any) -> None:
+            with contextlib.suppress(OSError):  # it may be gone already
+                transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            super().connection_made(transport)
+
+    return AtOnce
+
+
 def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With its protocol named, asyncio sends at once what there is; else each answer waits 40 ms for an acknowledgement.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = socket.socket(family, socket.SOCK_STREAM)
     if os.name != "nt":
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if host == "::":
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)  # of Windows' own accord no IPv4 comes in
     try:
         listener.bind((host, port))
         listener.listen()  # a browser that is quicker than the server's start waits instead of being turned away

@@ -16,9 +16,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
+import uvicorn
 from famsam.checkpoints import save_model
 from famsam.errors import ConfigError
-from famsam.server.command import _bound, add_serve_arguments, add_view_arguments, serve, view
+from famsam.server.command import _bound, _protocol, add_serve_arguments, add_view_arguments, serve, view
+from fastapi import FastAPI
 from server_fixtures import ball_zyx, nifti_bytes
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -61,22 +63,50 @@ def test_a_taken_port_is_told() -> None:
 
 
 def test_answers_leave_at_once() -> None:
-    """Without TCP_NODELAY the second part of an answer waits for the first one's acknowledgement."""
-    kept: List[int] = []
+    """Without TCP_NODELAY the second part of an answer waits for the first one's acknowledgement.
 
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        kept.append(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-        writer.close()
+    The listener names no protocol, as what is accepted on Windows does not.
+    """
 
-    async def connect_once() -> None:
+    async def connect_once() -> int:
         listener = _bound("127.0.0.1", 0)
-        async with await asyncio.start_server(answer, sock=listener):
-            reader, writer = await asyncio.open_connection(*listener.getsockname())
-            await reader.read()
-            writer.close()
+        server = uvicorn.Server(uvicorn.Config(FastAPI(), http=_protocol(), log_level="critical"))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        while not server.server_state.connections:
+            await asyncio.sleep(0.01)
+        (connection,) = server.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+        assert accepted.proto == 0
+        kept = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        writer.close()
+        server.should_exit = True
+        await serving
+        return kept
 
-    asyncio.run(connect_once())
-    assert kept and kept[0] != 0
+    assert asyncio.run(connect_once()) != 0
+
+
+def _has_ipv6() -> bool:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="this machine has no IPv6")
+def test_all_addresses_are_those_of_both_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OfWindows(socket.socket):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            self.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", OfWindows)
+        listener = _bound("::", 0)
+    with listener, socket.create_connection(("127.0.0.1", listener.getsockname()[1]), timeout=5):
+        pass
 
 
 def test_a_missing_image_is_told() -> None:
