@@ -6,13 +6,15 @@ LPS coordinates are turned to RAS here. Nothing is judged here: ``volume`` decid
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import re
 import secrets
+import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,7 @@ PICK_ONE = "pick one volume of a series, or one channel, with voxels[k] or voxel
 
 _DICOM_SLICE_THICKNESS, _DICOM_FRAME_COUNT = "0018|0050", "0028|0008"
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_UTF8_CODE_PAGE, _LONGEST_NAME = 65001, 32768  # of Windows
 _MM_PER_NIFTI_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # metres, millimetres, micrometres; any other number is no unit
 
 
@@ -161,7 +164,7 @@ def _read_simpleitk(path: Path) -> StoredImage:
 
     _refuse_what_is_misread(path, sitk.Version_VersionString())
     reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader.SetFileName(name_for_itk(path))
     reader.ReadImageInformation()
     size_xyz = list(reader.GetSize())
     components = reader.GetNumberOfComponents()
@@ -221,15 +224,16 @@ def _ras_from_ijk(image: Any) -> NDArray[np.float64]:
 def _read_dicom_folder(folder: Path, series_uid: Optional[str]) -> StoredImage:
     import SimpleITK as sitk
 
-    find = sitk.ImageSeriesReader
-    series = {uid: find.GetGDCMSeriesFileNames(str(folder), uid) for uid in find.GetGDCMSeriesIDs(str(folder))}
+    find, called = sitk.ImageSeriesReader, name_for_itk(folder)
+    listed_by_uid = {uid: find.GetGDCMSeriesFileNames(called, uid) for uid in find.GetGDCMSeriesIDs(called)}
+    series = {uid: [folder / Path(name).name for name in names] for uid, names in listed_by_uid.items()}
     if not series:
         raise VolumeError(f"the folder {str(folder)!r} holds no DICOM images; name the folder with the series' files")
-    found = {Path(name).name for names in series.values() for name in names}
+    found = {file.name for files in series.values() for file in files}
     left_out = sorted(file.name for file in folder.iterdir() if file.name not in found and _is_dicom(file))
     if left_out:
         logger.warning("%s: DICOM files that cannot be read are left out: %s", folder, ", ".join(left_out))
-    listed = ", ".join(f"{uid} ({len(names)} files)" for uid, names in series.items())
+    listed = ", ".join(f"{uid} ({len(files)} files)" for uid, files in series.items())
     if series_uid is None:
         series_uid = max(series, key=lambda uid: len(series[uid]))
         if len(series) > 1:
@@ -237,12 +241,12 @@ def _read_dicom_folder(folder: Path, series_uid: Optional[str]) -> StoredImage:
     elif series_uid not in series:
         raise VolumeError(f"the folder {str(folder)!r} has no series {series_uid!r}; it has {listed}")
 
-    names = series[series_uid]
-    if len(names) == 1:
-        return _read_simpleitk(Path(names[0]))
-    names, matrix, pixel_types = _ordered_slices(names, f"the series {series_uid}")
+    files = series[series_uid]
+    if len(files) == 1:
+        return _read_simpleitk(files[0])
+    files, matrix, pixel_types = _ordered_slices(files, f"the series {series_uid}")
     reader = sitk.ImageSeriesReader()
-    reader.SetFileNames(names)
+    reader.SetFileNames([name_for_itk(file) for file in files])
     if len(pixel_types) > 1:  # ITK would read all slices in the type that suits the first one's rescaling
         reader.SetOutputPixelType(sitk.sitkFloat32)
     return StoredImage(sitk.GetArrayFromImage(reader.Execute()), matrix)
@@ -268,26 +272,26 @@ def _is_dicom(path: Path) -> bool:
         return file.read(132)[128:] == b"DICM"
 
 
-def _ordered_slices(names: Sequence[str], called: str) -> Tuple[Sequence[str], NDArray[np.float64], Set[int]]:
+def _ordered_slices(files: Sequence[Path], called: str) -> Tuple[List[Path], NDArray[np.float64], Set[int]]:
     """A series' files along the slices' normal, ras_from_ijk, and the pixel types that hold each slice's values as its
     own slope and intercept make them."""
     import SimpleITK as sitk
 
     matrices = []
     sizes, pixel_types = set(), set()
-    for name in names:
+    for file in files:
         reader = sitk.ImageFileReader()
-        reader.SetFileName(name)
+        reader.SetFileName(name_for_itk(file))
         reader.ReadImageInformation()
         matrices.append(_ras_from_ijk(reader))
         sizes.add(tuple(reader.GetSize()))
         pixel_types.add(reader.GetPixelID())
     if any(size[2:] > (1,) for size in sizes):
-        raise VolumeError(f"{called} has {len(names)} files of many frames each; name one, such as {names[0]!r}")
+        raise VolumeError(f"{called} has {len(files)} files of many frames each; name one, such as {str(files[0])!r}")
     if len(sizes) > 1:
         raise VolumeError(_MIXED.format(called))
     order, matrix = _stacked(np.stack(matrices), called)
-    return [names[k] for k in order], matrix, pixel_types
+    return [files[k] for k in order], matrix, pixel_types
 
 
 _MIXED = "{} mixes several sizes or orientations, such as localisers; it is no volume"
@@ -391,7 +395,36 @@ def _write_simpleitk(labels_zyx: NDArray[np.uint8], grid: Grid, path: Path) -> N
     image.SetOrigin(lps_from_ijk[:3, 3].tolist())
     image.SetSpacing(grid.spacing_xyz_mm.tolist())
     image.SetDirection((lps_from_ijk[:3, :3] / grid.spacing_xyz_mm).ravel().tolist())
-    sitk.WriteImage(image, str(path), useCompression=True)
+    sitk.WriteImage(image, os.path.join(name_for_itk(path.parent), path.name), useCompression=True)
+
+
+def name_for_itk(path: Path) -> str:
+    """The name of a file or folder by which ITK finds it.
+
+    On Windows ITK takes names for ones in the system's code page, where no others than ASCII characters are as Python
+    sends them. There other parts of the name are replaced by the short ones that Windows gives them.
+
+    Raises:
+        VolumeError: they have none.
+    """
+    name = str(path)
+    if sys.platform != "win32" or name.isascii() or ctypes.windll.kernel32.GetACP() == _UTF8_CODE_PAGE:
+        return name
+    found = os.path.join(_short_name(path.parent), path.name) if path.name.isascii() else _short_name(path)
+    kept_suffix = path.is_dir() or Path(found).suffix.lower() == path.suffix.lower()  # short ones have three letters
+    if not (found.isascii() and kept_suffix):
+        raise VolumeError(
+            f"{name!r} cannot be opened by SimpleITK, which on Windows knows names of ASCII characters only; rename it "
+            "or its folder, or use NIfTI (.nii.gz)"
+        )
+    return found
+
+
+def _short_name(path: Path) -> str:
+    """Windows' own (8.3); what has none keeps its name."""
+    name, found = str(path), ctypes.create_unicode_buffer(_LONGEST_NAME)
+    ctypes.windll.kernel32.GetShortPathNameW(name, found, _LONGEST_NAME)  # type: ignore[attr-defined, unused-ignore]
+    return found.value or name
 
 
 def _suffix(path: Path, known: Sequence[str]) -> str:

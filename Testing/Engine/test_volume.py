@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import ctypes
 import gzip
 import logging
 import sys
+from types import SimpleNamespace
 from typing import Sequence
 
 import nibabel as nib
@@ -574,6 +576,46 @@ def test_dicom_folders_that_hold_no_volume(tmp_path, ramp_zyx):
     write_dicom_series(tmp_path / "mixed", ramp_zyx, SAGITTAL, uid="1.2.3", file_order=(5, 6, 7))
     with pytest.raises(VolumeError, match="several sizes or orientations"):
         read_volume(tmp_path / "mixed")
+
+
+@pytest.fixture
+def names_of_windows(tmp_path, monkeypatch):
+    """ITK knows no name with other than ASCII characters; its folder has a short name that does without."""
+    folder, short = tmp_path / "Jörg", tmp_path / "JRG~1"
+    folder.mkdir()
+    short.symlink_to(folder)
+
+    def short_name(name, buffer, _):
+        buffer.value = name.replace(str(folder), str(short))
+
+    def checked(name):
+        assert all(one.isascii() for one in ([name] if isinstance(name, str) else name))
+        return name
+
+    for reader, verb in ((sitk.ImageFileReader, "SetFileName"), (sitk.ImageSeriesReader, "SetFileNames")):
+        kept = getattr(reader, verb)
+        monkeypatch.setattr(reader, verb, lambda self, name, kept=kept: kept(self, checked(name)))
+    write = sitk.WriteImage
+    monkeypatch.setattr(sitk, "WriteImage", lambda image, name, **how: write(image, checked(name), **how))
+    kernel32 = SimpleNamespace(GetACP=lambda: 1252, GetShortPathNameW=short_name)
+    monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=kernel32), raising=False)
+    monkeypatch.setattr("famsam.image_files.sys", SimpleNamespace(platform="win32"))
+    return folder
+
+
+def test_files_in_folders_whose_names_itk_does_not_know(names_of_windows, ramp_zyx):
+    folder = names_of_windows
+    write_mask(ramp_zyx > 30, Volume(ramp_zyx, LPS), folder / "mask.nrrd")
+    np.testing.assert_array_equal(read_volume(folder / "mask.nrrd").voxels_zyx, ramp_zyx > 30)
+    (folder / "series").mkdir()
+    write_dicom_series(folder / "series", ramp_zyx, LPS)
+    np.testing.assert_array_equal(read_volume(folder / "series").voxels_zyx, ramp_zyx)
+
+
+def test_a_name_that_itk_does_not_know_is_explained(names_of_windows, ramp_zyx):
+    write_mask(ramp_zyx > 30, Volume(ramp_zyx, LPS), names_of_windows / "Schädel.nrrd")
+    with pytest.raises(VolumeError, match="rename it"):
+        read_volume(names_of_windows / "Schädel.nrrd")
 
 
 def test_damaged_dicom_files_are_reported(tmp_path, ramp_zyx, caplog):

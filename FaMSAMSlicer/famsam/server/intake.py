@@ -27,6 +27,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 import numpy as np
 
 from ..errors import FamsamError, VolumeError
+from ..image_files import name_for_itk
 from ..volume import Volume, read_volume
 from .limits import MIB, Limits
 
@@ -160,7 +161,7 @@ def _with_suffix(source: Path, folder: Path, kind: str) -> Path:
 
 def _without_path(text: str, path: Path) -> str:
     """A reader's sentence without the name of what it read, and with the ends of long ids alone."""
-    for spelt in (repr(str(path)), str(path)):
+    for spelt in (repr(str(path)), repr(str(path))[1:-1], str(path)):  # on Windows the second differs from the third
         text = text.replace(f"folder {spelt}", "folder").replace(spelt, "the scan" if path.is_dir() else "the file")
     return re.sub(r"\b[\d.]{12,}(\d{4})\b", r"...\1", text)
 
@@ -244,7 +245,7 @@ def _check_header(path: Path, kind: str, max_bytes: int) -> None:
         import SimpleITK as sitk
 
         reader = sitk.ImageFileReader()
-        reader.SetFileName(str(path))
+        reader.SetFileName(name_for_itk(path))
         try:
             reader.ReadImageInformation()
         except RuntimeError:

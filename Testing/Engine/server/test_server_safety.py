@@ -14,7 +14,7 @@ import zipfile
 import zlib
 from base64 import b64encode
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Callable, Dict
 
 import httpx
@@ -24,7 +24,7 @@ import pytest
 from famsam import VolumeError
 from famsam.server import intake
 from famsam.server.app import create_app
-from famsam.server.intake import read_request
+from famsam.server.intake import _without_path, read_request
 from famsam.server.limits import MIB, Limits
 from famsam.server.security import Access
 from server_fixtures import CENTRE_RAS_MM, RAS_FROM_IJK, TEST_LIMITS, ball_zyx, dicom_zip, live, nifti_bytes, upload
@@ -132,6 +132,17 @@ def test_scans_are_read_where_the_system_limits_no_memory(
     monkeypatch.setattr("sys.argv", ["intake", str(request)])
     assert intake.main() == 0
     assert "error" not in json.loads(capsys.readouterr().out)
+
+
+def test_sentences_hold_no_path_of_windows_either() -> None:
+    class Folder(PureWindowsPath):
+        def is_dir(self) -> bool:
+            return True
+
+    folder = Folder(r"C:\Users\Jo\famsam-server-x")
+    for told in (folder, folder / "000000.dcm"):
+        for spelt in (str(told), repr(str(told))):
+            assert "Users" not in _without_path(f"{spelt} holds no volume", folder)
 
 
 def test_names_within_a_zip_lead_nowhere(client: httpx.Client, tmp_path: Path) -> None:
