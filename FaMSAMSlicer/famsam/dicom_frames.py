@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from .errors import MissingDependencyError
 
+_TAG_OF_FRAMES = b"\x00\x52\x30\x92"
+"""Begins PerFrameFunctionalGroupsSequence, (5200,9230), little endian."""
+
 
 class Frames(NamedTuple):
     """What the functional groups of N frames tell, in the order of the file."""
@@ -28,11 +31,13 @@ def read_frames(path: Path) -> Optional[Frames]:
     """What a DICOM file tells of its frames; None if that is nothing, as in ultrasound and nuclear medicine.
 
     Raises:
-        MissingDependencyError: pydicom is not installed.
+        MissingDependencyError: it tells something, and pydicom is not installed.
     """
     try:
         import pydicom
     except ImportError as error:
+        if _TAG_OF_FRAMES not in path.read_bytes():
+            return None
         raise MissingDependencyError(
             f"{str(path)!r} is a DICOM file of many frames, whose places are read by pydicom; install it with: "
             "pip install pydicom"
