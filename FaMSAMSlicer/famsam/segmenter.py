@@ -320,8 +320,7 @@ class Segmenter:
         view = replace(view, spacing_mm=view.spacing_mm * view.size / size, size=size)
         embedding = yield from self._encoded(view)
         prior = self.prior(view, previous)
-        alone = prior is None and prompts.labels == (POSITIVE,) and size == self.model.crop_size
-        several = alone and self.model.several_at_first
+        several = size == self.model.crop_size and self.shows_several(prompts, prior)
         logits, quality = self.decode(embedding, view, prompts, prior, several)
         if several and prompts.chosen and quality < self.options.enough_trust:
             embedding = yield from self._encoded(view, self._middle_at(prompts.points_zyx[-1]))
@@ -400,6 +399,10 @@ class Segmenter:
         points, labels = self._points_in(view, prompts)
         with _Clock(self._timings, "decode"):
             return self._caller.decode(embedding, points, labels, prior, several)
+
+    def shows_several(self, prompts: Prompts, prior: Optional[Tensor]) -> bool:
+        """Whether the most trusted of the model's alternatives counts: for one click, if the model was trained so."""
+        return self.model.several_at_first and prior is None and prompts.labels == (POSITIVE,)
 
     def _points_in(self, view: CropBox, prompts: Prompts) -> Tuple[Tensor, Tensor]:
         """The prompts that lie in a view: (N, 3) crop voxels, (N,) labels; padding last if the newest does not."""

@@ -49,13 +49,16 @@ def uncertainty_of(
     assert last.view is not None and last.logits is not None
     answers = [last.logits.float()]
     prior = segmenter.prior(last.view, before)
+    several = segmenter.shows_several(prompts, prior)
     for number in range(1, decodes):
         moved = _jittered(prompts, last.view, segmenter, seed=number)
         given = prior if number % 2 == 0 else None
-        answers.append(segmenter.decode(segmenter.embedding(last.view), last.view, moved, given)[0])
+        answers.append(segmenter.decode(segmenter.embedding(last.view), last.view, moved, given, several)[0])
     mean = answers[0] if len(answers) == 1 else torch.stack([a.sigmoid() for a in answers]).mean(0).logit(eps=1e-4)
     calibration = segmenter.model.calibration
-    mean = _without_other_pieces(mean, segmenter.own_pieces(mean, last.view, prompts, before.mask, base))
+    own = segmenter.own_pieces(mean, last.view, prompts, before.mask, base)
+    shown = segmenter.as_prior(last.mask, last.view)
+    mean = _without_other_pieces(mean, own if shown is None else own.maximum(shown))
     calibrated = (mean * calibration.mask_scale + calibration.mask_shift)[0, 0]
     _, box = paste_logits(calibrated, segmenter.grid, last.view, threshold=float(logit(LEAST_PROBABILITY)))
     if box is None:
@@ -72,7 +75,11 @@ def _jittered(prompts: Prompts, view: CropBox, segmenter: Segmenter, seed: int) 
 
 
 def _without_other_pieces(logits: Tensor, own: Tensor) -> Tensor:
-    """Logits that are low in the pieces that the result leaves out, and in the doubtful rim around them."""
+    """Logits that are low in the pieces that the result leaves out, and in the doubtful rim around them.
+
+    Args:
+        own: of the same size, above 0 in the pieces that the result holds.
+    """
     dropped = ((logits > 0) & (own <= 0)).float()
     if not bool(dropped.any()):
         return logits

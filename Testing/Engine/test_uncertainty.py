@@ -5,11 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from famsam.compact_mask import CompactMask
 from famsam.errors import PromptError, SessionError
 from famsam.geometry import box_slices
 from famsam.model.calibration import Calibration
 from famsam.model.famsam import Famsam, FamsamConfig
+from famsam.prompts import canonical_prompts
+from famsam.segmenter import Prediction, Segmenter
 from famsam.session import Session
+from famsam.uncertainty import uncertainty_of
 from famsam.volume import Volume
 
 TINY = FamsamConfig(
@@ -64,6 +68,44 @@ def test_more_decodes_disagree_and_every_call_answers_the_same():
     one, several, again = session.uncertainty(1), session.uncertainty(4), session.uncertainty(4)
     np.testing.assert_array_equal(several.probability_zyx, again.probability_zyx)
     assert several.box_zyx != one.box_zyx or np.abs(several.probability_zyx - one.probability_zyx).max() > 1e-3
+
+
+def test_a_piece_of_the_result_that_other_clicks_cut_off_is_no_other_piece(monkeypatch):
+    session = clicked()
+    segmenter, prompts = session._segmenter, canonical_prompts(session._state.prompts, session.volume)
+    z, y, x = np.indices((40, 44, 48))
+    mask = CompactMask.of(z.shape, (z >= 16) & (z < 24) & (y >= 18) & (y < 26) & (x >= 10) & (x < 40))
+    view = session._state.last.view
+    logits = segmenter.as_prior(mask, view)
+    across = np.linspace(0, 1, logits.shape[-1])
+    reached = view.points_to_crop(np.array([[20, 22, 30.0]]), segmenter.grid)[0, 2] / view.size
+    cut = torch.from_numpy(np.abs(across - reached) < 0.05)
+    monkeypatch.setattr(segmenter, "decode", lambda *_: (logits.masked_fill(cut, -8.0), 0.5))
+    start = segmenter.start()
+    steps = (start, Prediction(mask, view, logits))
+    map_ = uncertainty_of(segmenter, prompts, steps, start.mask, 4, session.volume.canonical)
+    probability = np.zeros(z.shape)
+    probability[box_slices(map_.box_zyx)] = map_.probability_zyx
+    assert (probability[18:22, 20:24, 12:22] > 0.8).all(), "where the click is"
+    assert (probability[18:22, 20:24, 35:38] > 0.8).all(), "beyond the cut"
+    assert probability[20, 22, 30] < 0.5
+
+
+def test_one_click_is_moved_as_it_was_made_with_the_most_trusted_alternative(monkeypatch):
+    session = clicked()
+    decode, asked = Segmenter.decode, []
+
+    def noted(self, embedding, view, prompts, prior, several=False):
+        asked.append(several)
+        return decode(self, embedding, view, prompts, prior, several)
+
+    monkeypatch.setattr(Segmenter, "decode", noted)
+    session.uncertainty(3)
+    session.add_point(tuple(session.volume.grid.ras_from_zyx_points([(25, 22, 18)])[0]))
+    assert asked[:2] == [True, True]
+    del asked[:]
+    session.uncertainty(3)
+    assert asked == [False, False]
 
 
 def test_asking_changes_nothing():
