@@ -729,12 +729,10 @@ def test_padding_far_below_is_brought_nearer(
     assert f"{padding:g}" in caplog.text
 
 
-@pytest.mark.parametrize("values", [(0, 1), (0, 990, 991, 992), (-3024, -1000, 0, 3000), (-2000, -1024, 0, 100)])
-def test_other_backgrounds_stay_or_keep_apart(values: Sequence[int]) -> None:
-    """A mask, a nearly uniform object in nothing, a CT padded as scanners do it."""
+@pytest.mark.parametrize(
+    "values", [(0, 1), (0, 990, 991, 992), (-1024, 40, 41), (-3024, -1000, 0, 3000), (-2000, -1024, 0, 100)]
+)
+def test_other_backgrounds_stay(values: Sequence[int]) -> None:
+    """A mask, a nearly uniform object in nothing and in air, a CT padded as scanners do it."""
     given = np.resize(np.array(values, dtype=np.int16), (4, 5, 6))
-    volume = Volume(given, np.eye(4))
-    found = np.unique(volume.voxels_zyx)
-    assert len(found) == len(values)
-    if max(values) != 992:
-        assert volume.voxels_zyx is given
+    assert Volume(given, np.eye(4)).voxels_zyx is given
