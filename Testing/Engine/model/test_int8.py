@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -56,8 +60,9 @@ def test_integers_are_computed_exactly() -> None:
     """Weights and inputs that 8 bits hold exactly give exact sums, at the padded border too."""
     torch.manual_seed(0)
     layer = int8.Conv3d(32, 32, 3, padding=1, bias=False).requires_grad_(False)
-    layer.weight.copy_(torch.randint(-127, 128, layer.weight.shape))
-    layer.weight[:, 0, 0, 0, 0] = 127
+    most = int8.largest_weight()
+    layer.weight.copy_(torch.randint(-most, most + 1, layer.weight.shape))
+    layer.weight[:, 0, 0, 0, 0] = most
     x = torch.randint(-100, 155, (1, 32, 6, 6, 6)).float()
     x[0, 0, 0, 0, :2] = torch.tensor([-100.0, 154.0])
     exact = layer(x.double().float())
@@ -126,6 +131,27 @@ def test_a_whole_network_stays_close_and_keeps_its_parameters() -> None:
     with torch.inference_mode(), autocast(torch.device("cpu"), "int8"):
         found, _ = packed.decode(packed.encode(crop), points, labels)
     assert 0 < relative_error(found, wanted) < 0.05
+
+
+WITHOUT_VNNI = """
+import torch
+from famsam.model import int8
+layer = int8.Conv3d(16, 16, 3, padding=1, bias=False).requires_grad_(False)
+torch.nn.init.ones_(layer.weight)
+x = torch.full((1, 16, 8, 8, 8), 3.0)
+exact = layer(x)
+layer.pack()
+torch.testing.assert_close(layer(x), exact, rtol=1e-3, atol=0)
+assert int8.usable() and int8.largest_weight() == int8.MOST_WITHOUT_VNNI
+"""
+
+
+@needs_operators
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="for instructions of x86-64 processors")
+def test_sums_do_not_overflow_without_vnni() -> None:
+    """oneDNN is told to use no newer instructions than those of most laptops, which add two products in 16 bits."""
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", WITHOUT_VNNI], env=environment, check=True)
 
 
 def test_missing_operators_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
