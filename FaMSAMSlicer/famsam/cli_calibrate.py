@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, List, Tuple
 
+from .errors import ConfigError
 from .outputs import WEIGHTS_SUFFIXES, check_output_file, check_output_folder
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ def add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fit", action="append", default=[], metavar="PATTERN",
                         help="names of cases to fit on, the others are judged on; repeatable. Without it, the model's "
                         "own calibration is judged on all cases")
-    parser.add_argument("--save", type=Path, help="write the model with its new calibration as .safetensors")
+    parser.add_argument("--save", type=Path,
+                        help="write the model with its new calibration as .safetensors; needs --fit")
     parser.add_argument("--store", default="fp32", choices=("fp32", "fp16", "int8", "int6", "int5"),
                         help="how to keep its parameters")
     parser.add_argument("--clicks", type=int, default=5)
@@ -40,6 +42,11 @@ def calibrate(args: argparse.Namespace) -> Tuple[PromptableModel, CalibrationRep
     check_output_folder(args.output)
     args.output.mkdir(parents=True, exist_ok=True)  # the weights may go there as well
     check_output_file(args.save, WEIGHTS_SUFFIXES)
+    if args.save is not None and not args.fit:
+        raise ConfigError(
+            "Expected --fit with --save: without cases to fit on there is no new calibration to save. "
+            "Give patterns of their names, or leave --save out."
+        )
     exclude = tuple(args.exclude) + (read_exclude_file(args.exclude_file) if args.exclude_file else ())
     dataset = DatasetOptions(tuple(args.include), exclude, args.max_structures)
     options = CalibrationOptions(dataset, args.clicks, progress=not args.quiet)

@@ -155,6 +155,9 @@ def test_the_command_fits_judges_and_saves(two_cases, tmp_path, monkeypatch, cap
     assert load_model(calibrated, device="cpu").calibration.mask_scale == summary["calibration"]["mask_scale"] != 1.0
     assert main([str(part) for part in [*command[:4], "--fit", "nobody", "--model", weights]]) == 1
     assert "nobody" in capsys.readouterr().err
+    unfitted = [*command[:4], "--model", weights, "--save", tmp_path / "same.safetensors"]
+    assert main([str(part) for part in unfitted]) == 1
+    assert "--fit" in capsys.readouterr().err and not (tmp_path / "same.safetensors").exists()
 
     (two_cases / "case_0").mkdir()
     for name in ("image.nii.gz", "labels.nii.gz"):
