@@ -61,10 +61,13 @@ def test_other_scans_and_precisions_are_named():
     encode, decode, first = timing(2, 1, 3), timing(2, 1, 3), timing(1, 1, 1)
     old = report(encode, decode, clicks={"volume_xyz": [512, 512, 300], "model": "famsam", "first": first}).to_dict()
     new = report(encode, decode, clicks={"volume_xyz": [64, 64, 64], "model": "famsam", "first": first}).to_dict()
-    new["configs"]["famsam"]["precision"] = "fp32"
-    assert comparison_lines(new, old)[:2] == [
+    old["configs"]["famsam"].update(parameters=6_236_341, paused_share=0.0)
+    new["configs"]["famsam"].update(parameters=3_018_959, paused_share=0.95, precision="fp32")
+    assert comparison_lines(new, old)[:4] == [
         "differs: clicks volume_xyz was [512, 512, 300], is [64, 64, 64]",
         "differs: famsam precision was bf16, is fp32",
+        "differs: famsam parameters was 6236341, is 3018959",
+        "differs: famsam paused_share was 0.0, is 0.95",
     ]
     assert comparison_lines(new, report(encode, decode).to_dict())[0].startswith("differs: famsam precision")
 

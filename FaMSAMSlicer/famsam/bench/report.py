@@ -168,7 +168,7 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Tup
             yield key, before, now
     parts = [{"clicks": report.get("clicks", {}), **report["configs"]} for report in (old, new)]
     for name in parts[1]:
-        for key in ("volume_xyz", "model", "precision"):
+        for key in ("volume_xyz", "model", "precision", "parameters", "paused_share"):
             before, now = (part.get(name, {}).get(key) for part in parts)
             if None not in (before, now) and before != now:
                 yield f"{name} {key}", before, now
