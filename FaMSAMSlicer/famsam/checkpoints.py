@@ -225,7 +225,8 @@ def _published_model(path: Path, tensors: Tensors, teacher_path: Optional[Path])
             if teacher_path is None:
                 raise CheckpointError(
                     "Found an image encoder alone. Its prompt encoder and mask decoder are those of the SAM-Med3D "
-                    "checkpoint that it was distilled from: give that file as the teacher."
+                    "checkpoint that it was distilled from: give that file as the teacher "
+                    "(famsam convert ENCODER OUTPUT.safetensors --teacher FILE)."
                 )
             tensors.update(_decoder_of(teacher_path))
             origin = f"{path} with the teacher {teacher_path}"

@@ -348,7 +348,7 @@ def test_half_a_network(tmp_path):
     state = tiny_model("fastsam3d").state_dict()
     encoder = saved(encoder_alone(state), tmp_path / "encoder.pth")
     decoder = saved(part(state, "prompt_encoder.", "mask_decoder."), tmp_path / "decoder.pth")
-    refused(encoder, "give that file as the teacher")
+    refused(encoder, "give that file as the teacher .famsam convert")
     refused(decoder, "without an image encoder")
     refused(encoder, "has no prompt encoder and mask decoder", teacher=encoder)
     refused(saved(state, tmp_path / "whole.pth"), "takes no teacher", teacher=decoder)
