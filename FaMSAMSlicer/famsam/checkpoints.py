@@ -27,6 +27,7 @@ from .model.famsam import Famsam
 from .model.famsam_encoder import TokenPausing
 from .model.registry import MODEL_NAMES, build_model, config_from_dict, config_to_dict
 from .model.sam_layout import DECODER, ENCODER, as_full_layout, infer_config
+from .outputs import put_in_place
 from .recordings import record_calls
 from .runtime import choose_device, compute_in, use_fastest_threads
 from .safe_pickle import load_torch_file
@@ -135,7 +136,7 @@ def save_model(
     unfinished = path.with_name(path.name + ".part")
     try:
         unfinished.write_bytes(save(tensors, metadata=description))  # save_file lets nobody else read it
-        os.replace(unfinished, path)
+        put_in_place(unfinished, path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Cannot write {path}: {error}") from error
     finally:

@@ -60,7 +60,7 @@ class CompactMask:
     def voxels(self) -> NDArray[np.bool_]:
         """The box's voxels, (z, y, x) bool, a new array."""
         size = self.box_size_zyx
-        count = int(np.prod(size))
+        count = math.prod(size)
         packed = np.frombuffer(self.bits, dtype=np.uint8)
         return np.unpackbits(packed, count=count).view(np.bool_).reshape(size)
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from .dicom_frames import read_frames, rescaled
 from .errors import FamsamError, VolumeError
 from .geometry import Grid
+from .outputs import put_in_place
 
 logger = logging.getLogger(__name__)
 
@@ -357,7 +358,7 @@ def write_labels(labels_zyx: NDArray[np.uint8], grid: Grid, path: Path, *, nifti
             _write_nifti(labels_zyx, grid, nifti_header, temporary)
         else:
             _write_simpleitk(labels_zyx, grid, temporary)
-        os.replace(temporary, path)
+        put_in_place(temporary, path)
     except (OSError, RuntimeError) as error:
         raise VolumeError(f"cannot write {str(path)!r}: {_cause(error)}") from error
     finally:

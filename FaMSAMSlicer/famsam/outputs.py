@@ -1,8 +1,11 @@
-"""Where results are to go, looked at before anything is computed: a command must not find out at its end."""
+"""Where results are to go, looked at before anything is computed: a command must not find out at its end. And how a
+file that is whole takes its place."""
 
 from __future__ import annotations
 
 import os
+import sys
+import time
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -10,6 +13,8 @@ from .errors import ConfigError
 
 PLOT_SUFFIXES = (".png", ".pdf", ".svg", ".jpg")
 WEIGHTS_SUFFIXES = (".safetensors",)
+WAITS_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+"""On Windows, for programs that look at every new file, as virus scanners do, and meanwhile let nobody rename it."""
 
 
 def check_output_file(
@@ -40,6 +45,21 @@ def check_output_file(
         problem = "which is a folder" if path.is_dir() else f"and there is no folder {path.parent}"
         raise ConfigError(f"Expected a file in an existing folder to write to, got {path}, {problem}.")
     _check_may_write(path if path.exists() else path.parent)
+
+
+def put_in_place(finished: Path, path: Path) -> None:
+    """Give a file that is whole its name; an older one of this name is replaced.
+
+    Raises:
+        OSError: it cannot be replaced. On Windows that is believed after some seconds only, see ``WAITS_S``.
+    """
+    for wait_s in WAITS_S if sys.platform == "win32" else ():
+        try:
+            os.replace(finished, path)
+            return
+        except PermissionError:
+            time.sleep(wait_s)
+    os.replace(finished, path)
 
 
 def check_output_folder(path: Optional[Path]) -> None:

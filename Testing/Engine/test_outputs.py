@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import pytest
 from famsam.errors import ConfigError
-from famsam.outputs import WEIGHTS_SUFFIXES, check_output_file, check_output_folder
+from famsam.outputs import WAITS_S, WEIGHTS_SUFFIXES, check_output_file, check_output_folder, put_in_place
 
 
 def test_what_can_be_written_passes(tmp_path):
@@ -53,3 +54,30 @@ def test_what_is_read_must_stay(tmp_path):
     for path, kept in [("link", "scan"), ("scan", "link"), ("hard", "scan"), ("scan", "scan")]:
         with pytest.raises(ConfigError, match="would be lost"):
             check_output_file(tmp_path / path, apart_from=[tmp_path / kept])
+
+
+def test_a_file_that_a_virus_scanner_holds_for_a_moment_takes_its_place(tmp_path, monkeypatch):
+    waited, replace = [], os.replace
+    finished, path = tmp_path / "new", tmp_path / "old"
+    finished.write_text("new")
+    path.write_text("old")
+
+    def refuse(*_):
+        raise PermissionError(13, "Access is denied")
+
+    def refuse_twice(*names):
+        return replace(*names) if len(waited) == 2 else refuse()
+
+    monkeypatch.setattr("famsam.outputs.time.sleep", waited.append)
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError):
+        put_in_place(finished, path)
+    assert not waited, "other systems mean it"
+    monkeypatch.setattr("famsam.outputs.sys", SimpleNamespace(platform="win32"))
+    with pytest.raises(PermissionError):
+        put_in_place(finished, path)
+    assert tuple(waited) == WAITS_S
+    waited.clear()
+    monkeypatch.setattr(os, "replace", refuse_twice)
+    put_in_place(finished, path)
+    assert path.read_text() == "new" and not finished.exists()

@@ -164,7 +164,7 @@ def compare(args: argparse.Namespace) -> Answer:
     device = _machine(args)
     variants = {}
     for path in args.configs:
-        if path.stem in variants:
+        if path.stem.lower() in map(str.lower, variants):  # their folders may be one on Windows and macOS
             raise ConfigError(f"Expected files of different names, which name the variants; got {path.stem} twice.")
         config, model_config = read_config(path)
         variants[path.stem] = (config if args.steps is None else replace(config, steps=args.steps), model_config)

@@ -12,7 +12,6 @@ import csv
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any, BinaryIO, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
@@ -24,6 +23,7 @@ from tqdm import tqdm
 from ..checkpoints import load_model
 from ..errors import CheckpointError, ConfigError
 from ..model.base import PromptableModel
+from ..outputs import put_in_place
 from ..runtime import autocast
 from . import prompting, team
 from .config import CONFIG_NAME, TrainConfig, check_begun_by, config_of_run, config_to_dict
@@ -142,6 +142,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.smooth = _Smoothed()
+        self._unlogged: List[Dict[str, Any]] = []
         self.workers = workers
         self.pool = self._pool(source, self.config.seed)
         checkpoint = team.file_of_leader(self.checkpoint_path)
@@ -274,13 +275,19 @@ class Trainer:
         path = self.directory / "log.csv"
         row = {"step": self.step, "seconds": round(self.seconds), **{k: round(v, 4) for k, v in values.items()}}
         row.update({f"dice{i + 1}": round(s, 4) for i, s in enumerate(scores)})
-        new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, list(row))
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
         _LOG.info("%s", row)
+        self._unlogged.append(row)
+        new = not path.exists()
+        try:
+            with path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, list(row))
+                if new:
+                    writer.writeheader()
+                writer.writerows(self._unlogged)
+        except PermissionError as error:  # on Windows a spreadsheet that shows it keeps it for itself
+            _LOG.warning("%s cannot be written (%s), perhaps because it is open elsewhere; its rows wait.", path, error)
+        else:
+            self._unlogged.clear()
 
     def save(self) -> None:
         """Write the checkpoint so that a crash in the middle leaves the old one; the leading process does."""
@@ -361,7 +368,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     unfinished = path.with_suffix(".tmp")
     try:
         yield unfinished
-        os.replace(unfinished, path)
+        put_in_place(unfinished, path)
     except (OSError, RuntimeError) as error:  # the latter is what torch makes of a full disk
         raise CheckpointError(
             f"Expected room for {path}, which could not be written ({error}); what was there before is kept. Make "

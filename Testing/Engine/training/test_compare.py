@@ -96,3 +96,7 @@ def test_files_of_one_name_are_not_taken_for_one_another(tmp_path, capsys):
     other.write_text("{}")
     assert main(["compare", *map(str, paths), str(other), "-o", str(tmp_path / "out"), "--steps", "1"]) == 1
     assert "got base twice" in capsys.readouterr().err
+    capital = other.with_name("Other.json")
+    capital.write_text("{}")
+    assert main(["compare", str(other), str(capital), "-o", str(tmp_path / "out"), "--steps", "1"]) == 1
+    assert "twice" in capsys.readouterr().err

@@ -669,6 +669,21 @@ def test_a_run_that_is_cut_off_before_its_first_checkpoint_logs_each_step_once(t
     assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3, 4]
 
 
+def test_a_log_that_a_spreadsheet_keeps_for_itself_does_not_end_the_run(tmp_path, monkeypatch, caplog):
+    """As one does on Windows; its rows are written when it lets go."""
+    trainer = Trainer(tmp_path, ball_source, dataclasses.replace(SHORT, steps=3, validate_every=1), TINY)
+    opened = type(tmp_path).open
+
+    def refuse_once(path, *how, **more):
+        if path.name == "log.csv" and trainer.step == 2:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *how, **more)
+
+    monkeypatch.setattr(type(tmp_path), "open", refuse_once)
+    trainer.run()
+    assert [row["step"] for row in read_log(tmp_path)] == [1, 2, 3] and "open elsewhere" in caplog.text
+
+
 def test_a_full_disk_leaves_the_run_as_it_was(tmp_path):
     resource = pytest.importorskip("resource")
     trainer = Trainer(tmp_path, ball_source, SHORT, TINY)
