@@ -162,7 +162,7 @@ def compare(args: argparse.Namespace) -> Answer:
 
     check_output_folder(args.output)
     device = _machine(args)
-    variants = {}
+    variants: Dict[str, Tuple[TrainConfig, Any]] = {}
     for path in args.configs:
         if path.stem.lower() in map(str.lower, variants):  # their folders may be one on Windows and macOS
             raise ConfigError(f"Expected files of different names, which name the variants; got {path.stem} twice.")
