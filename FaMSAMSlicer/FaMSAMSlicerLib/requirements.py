@@ -64,6 +64,7 @@ REQUIREMENTS = (
 )
 OLD_NUMPY = Requirement("numpy", "numpy<2", 20)
 _FIRST_TORCH_FOR_NUMPY_2 = (2, 3)
+_FIRST_ON_WINDOWS = (2, 4, 1)
 _LAST_TORCH_FOR_INTEL_MACS = (2, 2)
 """Slicer for macOS is built for them."""
 _replaced: List[str] = []  # what there is to say where an imported package was replaced
@@ -92,13 +93,14 @@ def _numpy_is_too_new() -> bool:
     if torch is None or not TORCH.is_met:  # the newest one that can be had is installed
         is_intel_mac = (sys.platform, platform.machine()) == ("darwin", "x86_64")
         torch = _LAST_TORCH_FOR_INTEL_MACS if is_intel_mac else None
-    return torch is not None and torch < _FIRST_TORCH_FOR_NUMPY_2 and not OLD_NUMPY.is_met
+    first = _FIRST_ON_WINDOWS if sys.platform == "win32" else _FIRST_TORCH_FOR_NUMPY_2
+    return torch is not None and torch < first and not OLD_NUMPY.is_met
 
 
-def _version(package: str) -> Optional[Tuple[int, int]]:
+def _version(package: str) -> Optional[Tuple[int, ...]]:
     """Of what is installed, which may not be what has been imported; None if nothing is."""
-    found = re.match(r"(\d+)\.(\d+)", _version_text(package))
-    return (int(found.group(1)), int(found.group(2))) if found else None
+    found = re.match(r"\d+\.\d+(\.\d+)?", _version_text(package))
+    return tuple(map(int, found.group().split("."))) if found else None
 
 
 def _version_text(package: str) -> str:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import famsam
 import pytest
+from packaging.markers import default_environment
+from packaging.requirements import Requirement
 
 PACKAGE = Path(famsam.__file__).parent
 ROOT = PACKAGE.parent.parent
@@ -105,6 +107,18 @@ def test_every_file_is_python_39_and_documented():
             unguarded.append(path.name)
     assert undocumented == []
     assert unguarded == [], "annotations must not be evaluated: Python 3.9 does not know all of them"
+
+
+@pytest.mark.parametrize(
+    "platform, machine, newest",
+    [("darwin", "x86_64", "1.26.4"), ("darwin", "arm64", "2.4.6"), ("win32", "AMD64", "2.4.6")],
+)
+def test_numpy_is_one_that_the_newest_torch_there_knows(platform, machine, newest):
+    """On Macs with Intel processors that is torch 2.2, which knows none from 2 on."""
+    environment = {**default_environment(), "sys_platform": platform, "platform_machine": machine}
+    written = re.findall(r'^    "(numpy[^"]*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    (asked,) = [r for r in map(Requirement, written) if r.marker is None or r.marker.evaluate(environment)]
+    assert newest in asked.specifier and ("2.4.6" in asked.specifier) == (newest == "2.4.6")
 
 
 def test_version_is_one_literal():

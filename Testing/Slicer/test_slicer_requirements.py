@@ -73,6 +73,14 @@ def test_any_other_two_agree(versions, torch, numpy):
     assert requirements.missing() == []
 
 
+@pytest.mark.parametrize("torch, is_too_old", [("2.4.0+cu124", True), ("2.3.1", True), ("2.4.1", False)])
+def test_torch_for_windows_took_longer_to_know_a_new_numpy(versions, monkeypatch, torch, is_too_old):
+    versions.update(torch=torch, numpy="2.0.0")
+    assert not requirements.missing()
+    monkeypatch.setattr("sys.platform", "win32")
+    assert (requirements.missing() == [requirements.OLD_NUMPY]) == is_too_old
+
+
 @pytest.mark.parametrize("package, old, new", [("torch", "2.1.2+cu118", "2.2.0"), ("einops", "0.6.1", "0.7.0")])
 def test_what_is_too_old_is_missing_and_named_with_its_version(versions, package, old, new):
     versions.update(torch="2.10.0", numpy="2.0.0")
