@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mimetypes
 from pathlib import Path
 from typing import Any, AsyncIterator, Awaitable, Callable, Optional
 
@@ -27,6 +28,8 @@ from .security import Access, Guard
 from .wire import ServerInfo
 
 PAGE_FOLDER = Path(__file__).parent / "page"
+_PAGE_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+"""Windows' registry may have others, for scripts one with which a browser refuses them."""
 _NO_PAGE = (
     "<!doctype html><title>FaM-SAM</title><p>The server runs, but its page has not been built. "
     "Build it with <code>python setup.py build_page</code> in a checkout, or install the package with pip.</p>"
@@ -103,6 +106,8 @@ def create_app(
     app.add_middleware(Guard, access=access or Access(), limits=chosen)
     handle_errors(app)
     if (PAGE_FOLDER / "index.html").is_file():
+        for suffix, kind in _PAGE_TYPES.items():
+            mimetypes.add_type(kind, suffix)
         app.mount("/", StaticFiles(directory=PAGE_FOLDER, html=True))
     else:
         app.add_api_route("/", lambda: HTMLResponse(_NO_PAGE), include_in_schema=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mimetypes
+from pathlib import Path
 from typing import Any
 
 import nibabel
@@ -9,9 +11,10 @@ import numpy as np
 import pytest
 from famsam import Session, Volume
 from famsam.proposing import ProposalOptions
+from famsam.server.app import create_app
 from famsam.server.packing import pack_bits, unpack_bits, unpack_probabilities
 from famsam.server.wire import ProposalRequest
-from server_fixtures import CENTRE_RAS_MM, RAS_FROM_IJK, SIZE_ZYX, ball_zyx
+from server_fixtures import CENTRE_RAS_MM, RAS_FROM_IJK, SIZE_ZYX, ball_zyx, live
 
 OTHER_RAS_MM = (RAS_FROM_IJK @ (16, 14, 11, 1))[:3].tolist()
 
@@ -39,6 +42,17 @@ class Mirror:
             self.mask_zyx[where] = unpack_bits(update["bits"], self.mask_zyx[where].shape)
             assert update["voxels"] == self.mask_zyx.sum()
         return update
+
+
+def test_the_pages_files_are_of_their_own_types(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a program has written into Windows' registry, from which Python's table is made."""
+    for name in ("index.html", "style.css", "viewer.js", "icon.svg"):
+        (tmp_path / name).write_text("")
+        mimetypes.add_type("text/plain", Path(name).suffix)
+    monkeypatch.setattr("famsam.server.app.PAGE_FOLDER", tmp_path)
+    with live(create_app(model)) as client:
+        kinds = [client.get(name).headers["content-type"] for name in ("/", "/style.css", "/viewer.js", "/icon.svg")]
+    assert [kind.partition(";")[0] for kind in kinds] == ["text/html", "text/css", "text/javascript", "image/svg+xml"]
 
 
 def test_verbs_agree_with_a_local_session(client: Any, session: str, local: Session) -> None:
