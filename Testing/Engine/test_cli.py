@@ -441,6 +441,18 @@ def test_train_on_labelled_scans(scan, tmp_path, capsys, monkeypatch):
     assert "curve: None" in capsys.readouterr().out, "what was trained is told without its picture"
 
 
+def test_train_goes_on_from_weights_with_their_own_network(weights, tmp_path, capsys):
+    config, run = tmp_path / "how.json", tmp_path / "run"
+    train = {"sizes": [[1, 32, 1]], "targets": 1, "pool": 4, "warmup_steps": 1, "validation_batches": 1, "steps": 1}
+    config.write_text(json.dumps({"train": {**train, "precision": "fp32"}}))
+    command = ["train", str(run), "--start", str(weights), "--device", "cpu", "--quiet"]
+    assert cli.main([*command, "--config", str(config)]) == 0
+    assert json.loads((run / "config.json").read_text())["model"]["token_channels"] == SMALL.token_channels
+    assert cli.main([*command, "--config", str(config), "--steps", "2"]) == 0
+    assert cli.main([*command, "--steps", "3"]) == 0
+    assert "step 3 of 3" in capsys.readouterr().out
+
+
 def test_distill_and_compare(weights, segment, tmp_path, capsys):
     train = {"sizes": [[1, 32, 1]], "targets": 1, "pool": 4, "warmup_steps": 1, "validation_batches": 1}
     train.update(steps=4, precision="fp32")

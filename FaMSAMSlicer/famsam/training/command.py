@@ -36,7 +36,8 @@ COMPARE_EXAMPLE = "famsam compare adamw.json muon.json focal.json -o comparison/
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of ``famsam train``."""
     parser.add_argument("run_directory", type=Path)
-    parser.add_argument("--start", help='weights that a new run starts from: a file, or "default"')
+    parser.add_argument("--start", help='weights that a new run starts from, a file or "default"; the network is '
+                        "theirs, unless --config names one")
     _add_run_arguments(parser)
     _add_source_arguments(parser)
 
@@ -105,14 +106,19 @@ def _add_source_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train(args: argparse.Namespace) -> Answer:
     """Train to the end or to the time limit, and leave the averaged weights and the curve beside the checkpoint."""
+    from ..checkpoints import load_model
     from . import team
-    from .config import check_begun_by, config_of_run, read_config
+    from .config import CONFIG_NAME, check_begun_by, config_of_run, read_config, read_model
     from .plots import learning_curve
     from .trainer import Trainer
 
     check_begun_by("train", args.run_directory)
     device = team.join(_machine(args))
-    config, model_config = read_config(args.config) if args.config else config_of_run(args.run_directory)
+    begun = args.run_directory / CONFIG_NAME
+    path = args.config or (begun if begun.exists() else None)
+    config, model_config = read_config(path) if path else config_of_run(args.run_directory)
+    if args.start is not None and (path is None or read_model(path) is None):
+        model_config = load_model(args.start, "cpu", "fp32").config
     config, model_config = team.given((_chosen(config, args), model_config))
     trainer = Trainer(args.run_directory, _source(args), config, model_config, device, args.start, args.workers)
     try:
