@@ -30,7 +30,9 @@ TRAIN_EXAMPLE = """famsam train runs/first --steps 6000 --labelled cases/ --time
 Several GPUs: torchrun --nproc-per-node 4 -m -- famsam.cli train runs/first
 Of several machines, each started with its own --node-rank, the folder of the first counts."""
 DISTILL_EXAMPLE = "famsam distill runs/student --teacher sam_med3d_turbo.pth --labelled cases/"
-COMPARE_EXAMPLE = "famsam compare adamw.json muon.json focal.json -o comparison/"
+COMPARE_EXAMPLE = """famsam compare adamw.json muon.json focal.json -o comparison/
+
+A variant's weights afterwards: famsam train comparison/muon"""
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
