@@ -58,7 +58,9 @@ def uncertainty_of(
     calibration = segmenter.model.calibration
     own = segmenter.own_pieces(mean, last.view, prompts, before.mask, base)
     shown = segmenter.as_prior(last.mask, last.view)
-    mean = _without_other_pieces(mean, own if shown is None else own.maximum(shown))
+    if shown is not None:
+        own = own.maximum(F.interpolate(shown, size=own.shape[2:], mode="nearest"))
+    mean = _without_other_pieces(mean, own)
     calibrated = (mean * calibration.mask_scale + calibration.mask_shift)[0, 0]
     _, box = paste_logits(calibrated, segmenter.grid, last.view, threshold=float(logit(LEAST_PROBABILITY)))
     if box is None:
