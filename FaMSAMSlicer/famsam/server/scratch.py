@@ -1,7 +1,7 @@
 """The server's private temporary folder, which goes with its process, however that ends.
 
 A server that is killed cannot remove its folder, so the next one of the same user does: a lock, which the system takes
-from a process that ended, tells whose owner is gone.
+from a process that ended, tells whose owner is gone. On Windows that is a file that is open, which nobody can remove.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import shutil
 import stat
 import tempfile
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 try:
     import fcntl
-except ImportError:  # Windows, where a killed server's folder waits for the system's own cleaning
+except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _PREFIX = "famsam-server-"
@@ -35,24 +35,24 @@ class Scratch:
         self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         self.path = self._folder / "scans"
         self.path.mkdir()
-        self._lock: Optional[Any] = None
+        self._lock: Any = (self._folder / (_LOCK if fcntl is None else "new")).open("w")
         if fcntl is not None:
-            self._lock = (self._folder / "new").open("w")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
             (self._folder / "new").rename(self._folder / _LOCK)  # never seen without being held
 
     def close(self) -> None:
         """Remove the folder."""
+        self._lock.close()
         shutil.rmtree(self._folder, ignore_errors=True)
-        if self._lock is not None:
-            self._lock.close()
 
 
 def _remove_left_over() -> None:
-    if fcntl is None:
-        return
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError):  # it is held, or another user's
+            if fcntl is None:
+                (folder / _LOCK).unlink()
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
             found = folder.lstat()
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
                 continue
