@@ -32,6 +32,7 @@ NUMPY_SUFFIXES = (".npz", ".npy")
 WRITABLE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
 
 PICK_ONE = "pick one volume of a series, or one channel, with voxels[k] or voxels[..., k]"
+_MIXED = "{} mixes several sizes or orientations, such as localisers; it is no volume"
 
 _DICOM_SLICE_THICKNESS, _DICOM_FRAME_COUNT = "0018|0050", "0028|0008"
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -293,9 +294,6 @@ def _ordered_slices(files: Sequence[Path], called: str) -> Tuple[List[Path], NDA
         raise VolumeError(_MIXED.format(called))
     order, matrix = _stacked(np.stack(matrices), called)
     return [files[k] for k in order], matrix, pixel_types
-
-
-_MIXED = "{} mixes several sizes or orientations, such as localisers; it is no volume"
 
 
 def _stacked(slices: NDArray[np.float64], called: str) -> Tuple[NDArray[np.int_], NDArray[np.float64]]:
