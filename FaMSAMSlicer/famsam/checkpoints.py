@@ -27,7 +27,7 @@ from .model.famsam import Famsam
 from .model.famsam_encoder import TokenPausing
 from .model.registry import MODEL_NAMES, build_model, config_from_dict, config_to_dict
 from .model.sam_layout import DECODER, ENCODER, as_full_layout, infer_config
-from .outputs import put_in_place
+from .outputs import WEIGHTS_SUFFIXES, put_in_place
 from .recordings import record_calls
 from .runtime import choose_device, compute_in, use_fastest_threads
 from .safe_pickle import load_torch_file
@@ -336,6 +336,10 @@ def _existing_file(path: PathLike) -> Path:
         raise CheckpointError(f"The default weights are missing ({path}); install famsam again or name a weights file.")
     if str(path) in MODEL_NAMES:
         raise CheckpointError(f"{path} is a model's name; name a file with its weights, or 'default' for famsam's own.")
+    if path.is_dir():
+        inside = [str(path / name) for name in sorted(os.listdir(path)) if name.endswith(WEIGHTS_SUFFIXES)]
+        named = f"name the file in it, {' or '.join(inside)}" if inside else "there is no .safetensors file in it"
+        raise CheckpointError(f"{path} is a folder, expected a file with weights; {named}.")
     raise CheckpointError(f"There is no weights file {path}. Expected 'default', a .safetensors or a .pth file.")
 
 

@@ -305,7 +305,9 @@ def refused(path, message: str, **options):
 
 def test_missing_files(tmp_path):
     refused(tmp_path / "nothing.pth", "There is no weights file")
-    refused(tmp_path, "There is no weights file")
+    refused(tmp_path, "there is no .safetensors file in it")
+    (tmp_path / "famsam.safetensors").touch()
+    refused(tmp_path, "name the file in it, .*famsam.safetensors")
     refused("fastsam3d", "is a model's name")
 
 
