@@ -287,6 +287,8 @@ def _fastest_on_cpu(allowed: Sequence[str]) -> str:
 
 @functools.cache
 def _bf16_pays_on_cpu() -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False  # convolutions in bf16 are slow without oneDNN, however fast products are
     cpu = torch.device("cpu")
     speeds = {"fp32": 0.0, "bf16": 0.0}
     for _ in range(4):  # in turns, so that what else runs for a moment does not decide

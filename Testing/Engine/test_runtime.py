@@ -98,6 +98,12 @@ def test_auto_precision_on_a_cpu_follows_one_measurement(monkeypatch, bf16_gflop
     assert len(measured) == 8, "four times each, once a process"
 
 
+def test_bf16_is_not_chosen_without_onednn(monkeypatch):
+    monkeypatch.setattr(runtime, "matmul_gflops", lambda device, precision: {"fp32": 1.0, "bf16": 9.0}[precision])
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert choose_precision("auto", CPU) == "fp32"
+
+
 @pytest.mark.parametrize(
     ("allowed", "bf16_pays", "int8_pays_over", "chosen"),
     [
