@@ -117,13 +117,17 @@ def _with_padding_near(
     """
     if low >= LEAST_MEASURED:
         return voxels, (low, high)
+
+    def is_far_below(lowest: float) -> bool:
+        return lowest - low > high - lowest > 0
+
     stride = max(1, round((voxels.size / SOME_VOXELS) ** (1 / 3)))
     some = voxels[(slice(None, None, stride),) * 3]
     above = some[some > low]
-    if not above.size or not float(above.min()) - low > high - float(above.min()) > 0:
+    if not above.size or not is_far_below(float(above.min())):
         return voxels, (low, high)
     lowest = min(float(plane[plane > low].min()) for plane in voxels if (plane > low).any())
-    if not lowest - low > high - lowest > 0:
+    if not is_far_below(lowest):
         return voxels, (low, high)
     nearer = max(low, lowest - (high - lowest))
     logger.warning("%s is padded with %g, far below all else; that is taken as %g", called, low, nearer)
