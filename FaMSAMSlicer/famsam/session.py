@@ -297,9 +297,9 @@ class Session:
         return result
 
     def _walk(self, step: int) -> Result:
-        before = self._state
+        result = self._result(self._history[self._at + step].without_timings(), self._state)
         self._at += step
-        return self._result(self._state.without_timings(), before)
+        return result
 
     def _result(self, state: State, before: State) -> Result:
         return Result(state.last, state.last.mask.changed_box(before.last.mask), self.volume)

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from famsam.compact_mask import CompactMask
 from famsam.errors import PromptError, SessionError
 from famsam.model.famsam import Famsam
 from famsam.session import Session
@@ -240,6 +241,20 @@ def test_a_failing_model_leaves_the_session_as_it_was(session, monkeypatch):
         session.add_point(centre_of(session.volume, (2, 2, 2)))
     assert session.to_dict() == state
     np.testing.assert_array_equal(session.result.mask_zyx, mask)
+
+
+@pytest.mark.parametrize("verb", ["undo", "redo"])
+def test_a_step_along_the_history_that_fails_is_not_made(session, monkeypatch, verb):
+    session.add_point((0, 0, 0))
+    session.add_point((5, 5, 5), positive=False)
+    session.undo()
+    before = session.to_dict(), session.can_undo, session.can_redo
+    with monkeypatch.context() as patch:
+        patch.setattr(CompactMask, "changed_box", lambda *_: (_ for _ in ()).throw(MemoryError()))
+        with pytest.raises(MemoryError):
+            getattr(session, verb)()
+    assert (session.to_dict(), session.can_undo, session.can_redo) == before
+    getattr(session, verb)()
 
 
 @pytest.mark.parametrize("size_zyx", [(1, 60, 60), (30, 30, 30), (5, 200, 30)])
