@@ -106,6 +106,15 @@ def test_fine_crops_interpolate_linearly(grid):
     np.testing.assert_allclose(crop, linear_by_simpleitk(voxels, crop_points_zyx(box, grid)), atol=1e-5)
 
 
+@pytest.mark.parametrize("rounding", [0, -1e-7, 1e-7, 1e-6])
+def test_crop_voxels_that_are_the_scans_take_nothing_of_others(rounding):
+    """A background of 0 stays 0, whatever lies beside it: the published networks are normalised by what is above 0."""
+    voxels = np.where(noise((12, 12, 12)) > 0, 1000, 0).astype(np.int16)
+    grid = Grid(voxels.shape, np.diag([1.5 * (1 + rounding)] * 3 + [1]))
+    crop, _ = extract_crop(voxels, grid, CropBox((5.5, 5.5, 5.5), 1.5, size=16))
+    np.testing.assert_array_equal(crop, np.pad(voxels, 2))
+
+
 @pytest.mark.parametrize("spacing_mm", [0.4, 1.0, 1.9, 3.3])
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 def test_ramps_are_reproduced_exactly_at_any_spacing(grid, spacing_mm):
