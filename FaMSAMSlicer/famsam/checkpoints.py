@@ -76,10 +76,10 @@ def load_model(
         ConfigError: for an unknown device or precision, and for tokens that are to pause in another model.
     """
     chosen_device = choose_device(device)
-    path = _existing_file(DEFAULT_WEIGHTS if source == "default" else source)
+    path = _existing_file(source)
     model = _model_from(path, None if teacher is None else _existing_file(teacher)).to(chosen_device)
     if paused_share is None:
-        paused_share = DEFAULT_PAUSED_SHARE if path == DEFAULT_WEIGHTS else 0.0
+        paused_share = DEFAULT_PAUSED_SHARE if path.resolve() == DEFAULT_WEIGHTS.resolve() else 0.0
     if paused_share:
         if not isinstance(model, Famsam):
             raise ConfigError(f"Tokens can pause in famsam models only, not in {model.name}; leave paused_share at 0.")
@@ -160,7 +160,7 @@ def convert(
         CheckpointError: as ``load_model``, and if ``destination`` cannot be written or has another suffix.
     """
     _require_safetensors(Path(destination))
-    path = _existing_file(DEFAULT_WEIGHTS if source == "default" else source)
+    path = _existing_file(source)
     teacher_path = None if teacher is None else _existing_file(teacher)
     provenance = {"source": path.name, "source_sha256": _sha256(path)}
     if teacher_path is not None:
@@ -329,7 +329,7 @@ def _state_dict(path: Path, content: Any) -> Tensors:
 
 
 def _existing_file(path: PathLike) -> Path:
-    path = Path(path).expanduser()
+    path = DEFAULT_WEIGHTS if str(path) == "default" else Path(path).expanduser()
     if path.is_file():
         return path
     if path == DEFAULT_WEIGHTS:

@@ -283,6 +283,19 @@ def test_the_default_is_the_file_in_the_package(tmp_path, monkeypatch):
     assert load_model(device="cpu").name == "famsam"
 
 
+@pytest.mark.parametrize("name", ["default", "famsam-s.safetensors", "link.safetensors"])
+def test_the_default_by_any_of_its_names(name, tmp_path, monkeypatch):
+    """As a path, too: ``famsam convert default smaller.safetensors``. Its tokens pause as they were measured to."""
+    path = tmp_path / "famsam-s.safetensors"
+    save_model(build_model("famsam", SMALL_FAMSAM), path)
+    (tmp_path / "link.safetensors").symlink_to(path)
+    monkeypatch.setattr(checkpoints, "DEFAULT_WEIGHTS", path)
+    monkeypatch.chdir(tmp_path)
+    assert load_model(Path(name), "cpu", "fp32").pausing.share == checkpoints.DEFAULT_PAUSED_SHARE
+    assert convert(Path(name), tmp_path / "smaller.safetensors", stored="fp16")["source"].endswith(".safetensors")
+    assert load_model("smaller.safetensors", "cpu", "fp32").pausing.share == 0
+
+
 # --- precision ---
 
 
