@@ -62,6 +62,7 @@ set(MODULE_PYTHON_SCRIPTS
   famsam/evaluation/metrics.py
   famsam/evaluation/report.py
   famsam/evaluation/segmenters.py
+  famsam/evaluation/unfinished.py
   famsam/foresight.py
   famsam/geometry.py
   famsam/guided_filter.py

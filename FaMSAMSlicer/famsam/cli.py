@@ -160,13 +160,15 @@ def _evaluate(args: argparse.Namespace) -> None:
     from .evaluation.dataset import DatasetOptions, read_exclude_file
     from .evaluation.harness import EvaluationOptions, evaluate
     from .evaluation.segmenters import ClickSegmenter, SessionSegmenter
+    from .evaluation.unfinished import UNFINISHED_NAME
 
     check_output_folder(args.output)
     check_output_folder(args.pictures)
     exclude = tuple(args.exclude) + (read_exclude_file(args.exclude_file) if args.exclude_file else ())
     dataset = DatasetOptions(tuple(args.include), exclude, args.max_structures, args.min_voxels)
+    unfinished = args.output / UNFINISHED_NAME
     options = EvaluationOptions(
-        dataset, args.clicks, args.tolerance_mm, args.unsteady, args.pictures, progress=not args.quiet
+        dataset, args.clicks, args.tolerance_mm, args.unsteady, args.pictures, unfinished, progress=not args.quiet
     )
     given = args.method or ["default"]
     methods: List[ClickSegmenter] = []
@@ -186,6 +188,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     report = evaluate(args.directory, methods, options)
     try:
         report.write(args.output)
+        unfinished.unlink(missing_ok=True)
     finally:  # what was found is worth more than its files
         print(json.dumps(report.to_dict()) if args.json else report.to_markdown())
 
@@ -331,7 +334,8 @@ def _parser() -> argparse.ArgumentParser:
     _pause_option(p)
     _model_options(p)
 
-    p = _command(commands, "evaluate", _evaluate, "measure accuracy and latency with simulated clicks",
+    p = _command(commands, "evaluate", _evaluate,
+                 "measure accuracy and latency with simulated clicks; resumes what was cut off",
                  "famsam evaluate cases/ -o report/ --method default --method growcut")
     p.add_argument("directory", type=Path, help="folder of cases: CASE/image.nii.gz, CASE/labels.nii.gz; or nnU-Net's")
     p.add_argument("-o", "--output", type=Path, default=Path("evaluation"), help="folder for JSON, Markdown and plot")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from famsam import cli
 from famsam.bench import BenchReport
 from famsam.checkpoints import save_model
+from famsam.evaluation.segmenters import SessionSegmenter
 from famsam.model.famsam import Famsam, FamsamConfig
 from famsam.session import Session
 from famsam.volume import Volume, read_mask, read_volume, write_mask
@@ -322,6 +324,30 @@ def test_evaluate(scan, weights, tmp_path, capsys):
     assert "small" in capsys.readouterr().out
     assert cli.main([*arguments, "--method", str(weights), "--exclude", "balls"]) == 1
     assert "famsam evaluate: " in capsys.readouterr().err
+
+
+def test_an_evaluation_that_is_interrupted_goes_on(scan, weights, tmp_path, monkeypatch, capsys, caplog):
+    cases = tmp_path / "cases"
+    for name in ("first", "second"):
+        shutil.copytree(scan[1] / "balls", cases / name)
+    arguments = ["evaluate", str(cases), "-o", str(tmp_path / "report"), "--clicks", "1", "--quiet"]
+    arguments += ["--method", str(weights), "--device", "cpu", "--precision", "fp32", "--max-structures", "1"]
+    start, started = SessionSegmenter.start, []
+
+    def interrupted(segmenter, volume):
+        started.append(volume.name)
+        if len(started) == 2:
+            raise KeyboardInterrupt
+        start(segmenter, volume)
+
+    monkeypatch.setattr(SessionSegmenter, "start", interrupted)
+    assert cli.main(arguments) == 130
+    assert [path.name for path in (tmp_path / "report").iterdir()] == ["unfinished.jsonl"]
+    assert cli.main(arguments) == 0
+    assert "1 of 2 cases are taken from" in caplog.text and "# Evaluation: 2 cases" in capsys.readouterr().out
+    assert len(started) == 3
+    assert not (tmp_path / "report" / "unfinished.jsonl").exists()  # what is asked for again is measured again
+    assert cli.main(arguments) == 0 and len(started) == 5
 
 
 def test_weights_of_one_name_are_told_apart_by_their_folders(scan, weights, tmp_path, capsys):

@@ -8,7 +8,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from tqdm import tqdm
@@ -17,10 +17,11 @@ from ..errors import ConfigError, DatasetError
 from ..picture import three_plane_picture
 from ..volume import Volume
 from .clicks import Click, first_click, next_click
-from .dataset import DatasetOptions, LoadedCase, Structure, find_cases
+from .dataset import Case, DatasetOptions, LoadedCase, Structure, find_cases
 from .metrics import dice, surface_scores
 from .report import DICE_TARGETS, ClickRecord, Report, StructureResult, describe_environment
-from .segmenters import ClickSegmenter
+from .segmenters import ClickSegmenter, setup_of
+from .unfinished import Unfinished
 
 _LOG = logging.getLogger(__name__)
 
@@ -39,6 +40,9 @@ class EvaluationOptions:
     """The seed of clicks beside the centre of what is wrong, see ``clicks``; None: right at it."""
     pictures: Optional[Path] = None
     """A folder for a picture of every structure's last result by every method; made if need be."""
+    unfinished: Optional[Path] = None
+    """A file to keep finished cases in; an evaluation that was cut off goes on from there if all is as it was begun:
+    methods, weights, options and versions. It stays, and is to be removed with the report written. None: none."""
     progress: bool = False
     """Show a progress bar on the standard error stream."""
 
@@ -79,22 +83,38 @@ def evaluate(
     cases = find_cases(directory, options.dataset)
     if options.pictures is not None:
         options.pictures.mkdir(parents=True, exist_ok=True)
+    chosen = {
+        "directory": str(directory),
+        "include": list(options.dataset.include),
+        "exclude": list(options.dataset.exclude),
+        "max_structures": options.dataset.max_structures,
+        "min_voxels": options.dataset.min_voxels,
+        "unsteady": options.unsteady,
+    }
+    unfinished, known = _gone_on_with(cases, segmenters, options, chosen)
 
     results: List[StructureResult] = []
     unread: Dict[str, str] = {}
     bar = tqdm(cases, unit="case", file=sys.stderr, disable=not options.progress)
     for case in bar:
+        if case.name in known:
+            results += known[case.name]
+            continue
         try:
             loaded = case.load(options.dataset)
         except Exception as error:  # whatever is wrong with one case, the work on the others is not lost
             unread[case.name] = str(error) or type(error).__name__
             _LOG.warning("Case %s is left out: %s", case.name, unread[case.name])
             continue
+        found: List[StructureResult] = []
         for structure in loaded.structures:
             truth_zyx = loaded.truth_zyx(structure)
             for segmenter in segmenters:
                 bar.set_postfix_str(f"{case.name}, {structure.name}: {segmenter.name}")
-                results.append(_evaluate_structure(segmenter, case.name, loaded, structure, truth_zyx, options))
+                found.append(_evaluate_structure(segmenter, case.name, loaded, structure, truth_zyx, options))
+        results += found
+        if unfinished is not None:
+            unfinished.keep(case, found)
     if len(unread) == len(cases):
         raise DatasetError(f"None of the {len(cases)} cases of {directory} can be read. {next(iter(unread.values()))}")
     if not results:
@@ -105,17 +125,38 @@ def evaluate(
         results=results,
         clicks=options.clicks,
         tolerance_mm=options.tolerance_mm,
-        options={
-            "directory": str(directory),
-            "include": list(options.dataset.include),
-            "exclude": list(options.dataset.exclude),
-            "max_structures": options.dataset.max_structures,
-            "min_voxels": options.dataset.min_voxels,
-            "unsteady": options.unsteady,
-        },
+        options=chosen,
         environment=describe_environment(),
         unread=unread,
     )
+
+
+def _gone_on_with(
+    cases: Sequence[Case], segmenters: Sequence[ClickSegmenter], options: EvaluationOptions, chosen: Dict[str, Any]
+) -> Tuple[Optional[Unfinished], Dict[str, List[StructureResult]]]:
+    """Where finished cases are kept, if anywhere, and the results of those kept there before, by name."""
+    if options.unfinished is None:
+        return None, {}
+    setup = {
+        "versions": describe_environment()["versions"],
+        "methods": [setup_of(segmenter) for segmenter in segmenters],
+        "clicks": options.clicks,
+        "tolerance_mm": options.tolerance_mm,
+        "pictures": None if options.pictures is None else str(options.pictures.resolve()),
+        **chosen,
+        "directory": str(Path(chosen["directory"]).resolve()),
+    }
+    unfinished = Unfinished(options.unfinished, setup)
+    found = {case.name: unfinished.results_of(case) for case in cases}
+    known = {name: results for name, results in found.items() if results is not None}
+    if known:
+        _LOG.warning(
+            "Going on with an evaluation that was cut off: %d of %d cases are taken from %s; remove it to begin anew.",
+            len(known),
+            len(cases),
+            options.unfinished,
+        )
+    return unfinished, known
 
 
 def _evaluate_structure(

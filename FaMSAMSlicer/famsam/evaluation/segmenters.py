@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Optional, Protocol, Tuple
+import hashlib
+from typing import TYPE_CHECKING, Any, Dict, Optional, Protocol, Tuple
 
 import numpy as np
 
@@ -14,7 +15,10 @@ if TYPE_CHECKING:
 
 
 class ClickSegmenter(Protocol):
-    """A method that is told of one click after the other and answers each with a whole mask."""
+    """A method that is told of one click after the other and answers each with a whole mask.
+
+    One whose answers depend on more than its class, such as weights, has that (JSON-able) as its attribute ``setup``.
+    """
 
     name: str
     """How the method is called in reports; one run cannot hold two of one name."""
@@ -37,6 +41,24 @@ class SessionSegmenter:
         self._model = model
         self._session: Optional[Session] = None
 
+    @property
+    def setup(self) -> Dict[str, Any]:
+        """All that masks depend on besides scan and clicks, JSON-able."""
+        from ..model.config import to_plain
+        from ..model.registry import config_to_dict
+
+        model, weights = self._model, hashlib.sha256()
+        for name, tensor in model.state_dict().items():
+            weights.update(name.encode() + tensor.cpu().numpy().tobytes())
+        return {
+            "weights": weights.hexdigest(),
+            "model": config_to_dict(model.name, model.config),
+            "calibration": to_plain(model.calibration),
+            "pausing": repr(getattr(model, "pausing", None)),
+            "device": str(model.device),
+            "precision": model.precision,
+        }
+
     def start(self, volume: Volume) -> None:
         from ..session import Session
 
@@ -46,3 +68,13 @@ class SessionSegmenter:
     def click(self, point_ras_mm: Tuple[float, float, float], positive: bool) -> np.ndarray:
         assert self._session is not None, "start() comes before click()"
         return self._session.add_point(point_ras_mm, positive=positive).mask_zyx
+
+
+def setup_of(segmenter: ClickSegmenter) -> Dict[str, Any]:
+    """What tells a method from others, JSON-able."""
+    kind = type(segmenter)
+    return {
+        "name": segmenter.name,
+        "class": f"{kind.__module__}.{kind.__qualname__}",
+        "setup": getattr(segmenter, "setup", None),
+    }
