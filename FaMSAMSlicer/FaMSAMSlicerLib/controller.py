@@ -138,7 +138,7 @@ class Controller(Selection):
         self._waiting.drop_preview()
         self._preview.hide()
         if self._running is not None and self._running.asked.is_preview:
-            self._running = None
+            self._drop_running()
             self._go_on()
 
     def propose(self, step: int = 1, in_3d: bool = False) -> None:
@@ -186,11 +186,12 @@ class Controller(Selection):
 
     def clear_points(self) -> None:
         """Forget the prompts and keep the mask: the next click goes on from it."""
-        if self.segment is None or not self.state.prompts:
+        if self.segment is None or not (self.state.prompts or self._prompts()):
             return
-        self.cancel()
-        self.effect.saveStateForUndo()
-        write_state(self.segment, SegmentState())
+        self._forget_here()
+        if self.state.prompts:
+            self.effect.saveStateForUndo()
+            write_state(self.segment, SegmentState())
         self.sync()
         self._say(_("Points cleared; the segment stays, and the next click goes on from it."))
 
@@ -198,7 +199,7 @@ class Controller(Selection):
         """Forget the prompts and empty the segment."""
         if self.segment is None:
             return
-        self.cancel()
+        self._forget_here()
         self.effect.saveStateForUndo()
         write_nothing(self.effect, self.segmentation_node, self.segment_id, self.segment)
         self.sync()
@@ -283,10 +284,29 @@ class Controller(Selection):
         return self._running is not None or self._warming is not None
 
     def _forget(self) -> None:
-        self._warming = self._running = None
+        if self._warming is not None:
+            self._warming.cancel()
+        self._warming = None
+        self._drop_running()
         self._waiting.clear()
         self._proposals.end()
         self._aim.drop()
+
+    def _forget_here(self) -> None:
+        """What was done to the selected segment and is not written yet; what was done to others is computed."""
+        here = (self.segmentation_node, self.segment_id)
+        self._waiting.drop(*here)
+        if self._running is not None and self._running.asked.is_for(*here):
+            self._drop_running()
+        self._proposals.end()
+        self._aim.drop()
+        self._preview.hide()
+
+    def _drop_running(self) -> None:
+        """Wait for it no more; what the worker has not begun it leaves out."""
+        if self._running is not None:
+            self._running.future.cancel()
+        self._running = None
 
     def _checked(self, world: Point3) -> Point3:
         self._check_segment()

@@ -76,6 +76,10 @@ class Waiting:
         """No preview any more."""
         self._asked = [asked for asked in self._asked if not asked.is_preview]
 
+    def drop(self, node: Any, segment_id: str) -> None:
+        """Nothing any more for one segment."""
+        self._asked = [asked for asked in self._asked if not asked.is_for(node, segment_id)]
+
     def clear(self) -> None:
         """Nothing any more."""
         self._asked = []

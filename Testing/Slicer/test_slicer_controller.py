@@ -310,6 +310,34 @@ def test_cancel_drops_what_is_under_way(held):
     assert dice(held.mask(), held.balls[0]) > 0.7, "the dropped click has left nothing in the session"
 
 
+def test_points_can_be_cleared_while_the_first_click_is_computed(held):
+    held.model.gate.clear()
+    held.controller.click(held.centre(0))
+    held.controller.clear_points()
+    assert held.controller.points.node.GetNumberOfControlPoints() == 0
+    held.model.gate.set()
+    held.settle()
+    assert not held.mask().any() and not held.controller.state.prompts and not held.controller.busy
+
+
+@pytest.mark.parametrize("what", ["clear_points", "reset_segment"])
+def test_what_is_done_to_one_segment_takes_no_click_on_another_away(held, what):
+    held.select("second")
+    held.click(held.centre(1))
+    held.model.gate.clear()
+    held.select("first")
+    for offset in (0, 1):
+        held.controller.click(held.centre(0, (offset, 0, 0)))
+    held.select("second")
+    held.controller.click(held.centre(1, (1, 0, 0)))
+    getattr(held.controller, what)()
+    assert held.controller.points.node.GetNumberOfControlPoints() == 0
+    held.model.gate.set()
+    held.settle()
+    assert dice(held.mask("first"), held.balls[0]) > 0.7
+    assert not held.controller.state.prompts and held.mask("second").any() == (what == "clear_points")
+
+
 def test_clicks_go_on_while_another_segmentation_is_selected(held):
     other = host.segmentation(held.volume, "elsewhere")
     held.model.gate.clear()
