@@ -46,6 +46,7 @@ def register() -> None:
     """Register the effect and the sample data: called once, when the application has started."""
     import FaMSAMSlicerLib
     import SampleData
+    from FaMSAMSlicerLib.engine import shared_engine
     from FaMSAMSlicerLib.SegmentEditorFaMSAMEffect import SegmentEditorFaMSAMEffect
 
     # Slicer looks the class up by the file's name in the package named as its folder; the submodule of that name,
@@ -55,6 +56,7 @@ def register() -> None:
     path = os.path.join(os.path.dirname(__file__), "FaMSAMSlicerLib", "SegmentEditorFaMSAMEffect.py")
     effect.setPythonSource(path.replace("\\", "/"))
     effect.self().register()
+    slicer.app.connect("aboutToQuit()", shared_engine().quit)
 
     icons = os.path.join(os.path.dirname(__file__), "Resources", "Icons")
     SampleData.SampleDataLogic.registerCustomSampleDataSource(

@@ -212,7 +212,9 @@ class Controller(Selection):
             scan = scan_of(self.volume_node)
         self._offline = ""
         self._proposals.end()
+        self._leave_model()
         self._warming = self.engine.warm_up(self.choice, scan)
+        self.sync()
         self._say(_("Connecting…") if self.choice.server else _("Loading the model…"))
         return self._warming
 
@@ -220,6 +222,7 @@ class Controller(Selection):
         """Drop what is being computed and what waits."""
         was_busy = self.busy or self.is_proposing
         self._forget()
+        self.engine.stop_waiting()
         self._preview.hide()
         if was_busy:
             self.sync()
@@ -307,6 +310,15 @@ class Controller(Selection):
         if self._running is not None:
             self._running.future.cancel()
         self._running = None
+
+    def _leave_model(self) -> None:
+        """Another one may have been chosen: that one is asked what the last one has not told yet."""
+        self._aim.drop()
+        self._doubt.want(None)
+        running = self._running
+        if running is not None and running.question.request.choice != self.choice:
+            self._drop_running()
+            self._waiting.put_back(running.asked)
 
     def _checked(self, world: Point3) -> Point3:
         self._check_segment()

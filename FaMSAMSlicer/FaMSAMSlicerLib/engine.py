@@ -158,6 +158,7 @@ class Engine:
         self._asked: List[Future[Any]] = []
         self._garbage = Garbage()
         self._place = _Place()
+        self._is_over = False
         self.devices: List[Tuple[str, str]] = []
         """Where a model can run here, and what that is called; known once a model has been loaded on this machine."""
 
@@ -178,6 +179,12 @@ class Engine:
             futures.wait(self._asked, timeout_s, futures.FIRST_COMPLETED)
             self._garbage.collect()
 
+    def stop_waiting(self) -> None:
+        """Wait for no answer of a server any more: what the worker is at then fails as if the connection were lost."""
+        connection = self._place.connection
+        if connection is not None:
+            connection.interrupt()
+
     def submit(self, request: Request) -> Future[Outcome]:
         """Queue a request; its future holds the outcome or the error."""
         return self._ask(self._run, request)
@@ -185,8 +192,10 @@ class Engine:
     def warm_up(self, choice: ModelChoice, scan: Optional[Scan] = None) -> Future[str]:
         """Load the model and take the scan in now, so that the first click need not wait for it.
 
-        The future says what runs where.
+        The future says what runs where. A server that another model was on is not waited for any more.
         """
+        if not self._place.has_model_for(choice):
+            self.stop_waiting()
         return self._ask(self._warm_up, choice, scan)
 
     def encode_ahead(self, request: Request) -> Future[bool]:
@@ -212,14 +221,26 @@ class Engine:
         self._thread.shutdown(wait=False)
         self._garbage.release()
 
+    def quit(self) -> None:
+        """The application ends, which waits for the thread: what the worker has not begun fails, as does what waits."""
+        self._is_over = True
+        self.stop_waiting()
+
     def _ask(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         self._garbage.hold()
-        future = self._thread.submit(work, *arguments)
+        future = self._thread.submit(self._do, work, *arguments)
         self._asked.append(future)
         return future
 
+    def _do(self, work: Callable[..., Any], *arguments: Any) -> Any:
+        if self._is_over:
+            raise FamsamError("The application ends.")
+        return work(*arguments)
+
     def _warm_up(self, choice: ModelChoice, scan: Optional[Scan]) -> str:
         model = self._place.model_for(choice, self._load)
+        if isinstance(model, Connection):
+            model.get("/v1/server")  # tells at once if it is not there, or asks for another token
         if scan is not None:
             self._place.session_for(scan, model)
         if not choice.server:
@@ -293,6 +314,12 @@ class _Place:
     @property
     def token(self) -> str:
         return self._tokens[self._at]
+
+    @property
+    def connection(self) -> Optional[Connection]:
+        """To the server on which the model is, if it is on one."""
+        model = self._model
+        return model if isinstance(model, Connection) else None
 
     def has_model_for(self, choice: ModelChoice) -> bool:
         return self._model is not None and choice == self._choice
@@ -370,9 +397,7 @@ def _load_model(choice: ModelChoice) -> Any:
     import famsam
 
     if choice.server:
-        connection = Connection(choice.server, choice.token or None)
-        connection.get("/v1/server")  # tells at once if it is not there, or asks for another token
-        return connection
+        return Connection(choice.server, choice.token or None)
     check_restarted()
     logger.info("famsam %s from %s", famsam.__version__, famsam.__file__)
     return famsam.load_model(choice.source, device=choice.device, precision=choice.precision)

@@ -30,6 +30,9 @@ from .volume import Volume, foreground
 if TYPE_CHECKING:
     from .proposing import ProposalOptions
 
+FORGET_S = 2.0
+"""So long a server is given to forget a session: it does so by itself in the end."""
+
 Point3 = Sequence[float]
 Request = Tuple[str, str, Any]  # method, path below the session's, body
 
@@ -97,7 +100,7 @@ class RemoteSession:
         self._left_id = None
         if session_id is not None:
             try:
-                self.connection.request("DELETE", f"/v1/sessions/{session_id}")
+                self.connection.request("DELETE", f"/v1/sessions/{session_id}", timeout_s=FORGET_S)
             except (ServerRefusal, ConnectionLostError):
                 return  # it is gone already, or will expire
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import selectors
+import socket
 import ssl
 import threading
+import weakref
 from typing import Any, Dict, Iterator, Optional, Tuple
 from urllib.parse import urlsplit
 
@@ -77,13 +80,29 @@ class Connection:
         self._scheme, self._host, self._port = parts.scheme, host, port
         self._token, self._timeout_s, self._tls = token, timeout_s, tls
         self._of_thread = threading.local()
+        self._all: weakref.WeakSet[_Kept] = weakref.WeakSet()
+        self._all_lock = threading.Lock()
 
     def get(self, path: str) -> Any:
         """The answer's JSON."""
         return self.request("GET", path)
 
-    def request(self, method: str, path: str, body: Any = None, chunks: Optional[Iterator[bytes]] = None) -> Any:
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        chunks: Optional[Iterator[bytes]] = None,
+        timeout_s: Optional[float] = None,
+    ) -> Any:
         """Send JSON, or bytes chunk by chunk, and return the answer's JSON; b"" if it is empty.
+
+        Args:
+            method: of HTTP.
+            path: begins with a slash.
+            body: what is sent as JSON.
+            chunks: what is sent instead.
+            timeout_s: of this answer, where it is another one than the connection's.
 
         Raises:
             ServerRefusal: the server said no.
@@ -98,7 +117,7 @@ class Connection:
             content = chunks
         elif body is not None:
             headers["Content-Type"], content = "application/json", json.dumps(body).encode()
-        status, kind, answer = self._exchange(method, path, content, headers)
+        status, kind, answer = self._exchange(method, path, content, headers, timeout_s or self._timeout_s)
         try:
             parsed = json.loads(answer) if kind.startswith("application/json") and answer else answer
         except ValueError:
@@ -119,9 +138,19 @@ class Connection:
         """Close this thread's connection."""
         self._of_thread.kept = None
 
-    def _exchange(self, method: str, path: str, content: Any, headers: Dict[str, str]) -> Tuple[int, str, bytes]:
+    def interrupt(self) -> None:
+        """For any thread: every ``request`` under way ends with ConnectionLostError; later ones are as before."""
+        with self._all_lock:
+            kept = list(self._all)
+        for one in kept:
+            one.interrupt()
+
+    def _exchange(
+        self, method: str, path: str, content: Any, headers: Dict[str, str], timeout_s: float
+    ) -> Tuple[int, str, bytes]:
         try:
             connection = self._connection()
+            connection.sock.settimeout(timeout_s)
             connection.request(
                 method, path, body=content, headers=headers, encode_chunked="Transfer-Encoding" in headers
             )
@@ -149,8 +178,9 @@ class Connection:
         kept: Optional[_Kept] = getattr(self._of_thread, "kept", None)
         if kept is None or kept.was_closed():
             kept = self._of_thread.kept = _Kept(self._connect())
+            with self._all_lock:
+                self._all.add(kept)
             kept.connection.connect()
-            kept.connection.sock.settimeout(self._timeout_s)
         return kept.connection
 
     def _connect(self) -> http.client.HTTPConnection:
@@ -173,6 +203,13 @@ class _Kept:
         with selectors.DefaultSelector() as selector:
             selector.register(self.connection.sock, selectors.EVENT_READ)
             return bool(selector.select(timeout=0))
+
+    def interrupt(self) -> None:
+        """End what is sent and received; whoever does so sees it closed."""
+        kept = self.connection.sock
+        if kept is not None:
+            with contextlib.suppress(OSError):  # it is closed by now
+                socket.socket.shutdown(kept, socket.SHUT_RDWR)  # an SSLSocket's own takes away what the other one uses
 
     def __del__(self) -> None:
         self.connection.close()

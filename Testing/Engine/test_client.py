@@ -280,6 +280,46 @@ def test_a_slow_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
         slow.shutdown()
 
 
+def test_an_answer_that_does_not_come_is_waited_for_until_that_is_interrupted() -> None:
+    class Hanging(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            if self.path == "/hang":
+                asked.set()
+                released.wait(60)
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    asked, released, ended = threading.Event(), threading.Event(), []
+
+    def ask() -> None:
+        connection.get("/v1/server")
+        try:
+            connection.get("/hang")
+        except ConnectionLostError as error:
+            ended.append(str(error))
+        ended.append(connection.get("/v1/server"))
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hanging) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        connection = Connection(f"http://127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert asked.wait(60)
+        time.sleep(0.1)
+        connection.interrupt()
+        thread.join(10)
+        released.set()
+        thread.join()
+        server.shutdown()
+    assert len(ended) == 2 and "no connection" in ended[0] and ended[1] == b""
+
+
 def test_a_restarted_server_goes_on_from_the_prompts(model: Any) -> None:
     with live(create_app(model)) as first:
         remote = RemoteSession(Connection(str(first.base_url)))

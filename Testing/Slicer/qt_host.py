@@ -396,6 +396,7 @@ class App(QtCore.QObject):
     """``slicer.app``."""
 
     startupCompleted = QtCore.Signal()
+    aboutToQuit = QtCore.Signal()
 
     def __init__(self) -> None:
         super().__init__()

@@ -22,8 +22,10 @@ for package in ("fastapi", "uvicorn", "httpx"):
 sys.path.insert(0, str(Path(__file__).parents[1] / "Engine" / "server"))
 
 from famsam.checkpoints import DEFAULT_WEIGHTS  # noqa: E402
+from famsam.client import Connection  # noqa: E402
 from famsam.server.app import create_app  # noqa: E402
 from famsam.server.security import Access  # noqa: E402
+from FaMSAMSlicerLib import engine as engine_module  # noqa: E402
 from FaMSAMSlicerLib.engine import Engine, ModelChoice  # noqa: E402
 from FaMSAMSlicerLib.prompts import SegmentState, tag_text, write_state  # noqa: E402
 from FaMSAMSlicerLib.segments import labelmap_view  # noqa: E402
@@ -178,6 +180,78 @@ def test_cancel_gives_up_what_waits_for_the_server(remote_world):
     remote_world.controller.aim(remote_world.centre(0))
     assert not remote_world.controller.has_work, "nothing is prepared while there is no connection"
     assert remote_world.controller.points.node.GetNumberOfControlPoints() == 0
+
+
+@pytest.fixture
+def hanging():
+    """The address of a server that is connected to and answers nothing."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(8)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+def poll_until(world, is_there):
+    deadline = time.monotonic() + 20
+    while not is_there() and time.monotonic() < deadline:
+        world.controller.poll(0.02)
+    assert is_there(), world.controller.status
+
+
+def asked_of_a_hanging_server(world, address):
+    """A click that waits behind the question whether the server is there."""
+    world.engine._load = lambda choice: engine_module._load_model(choice) if choice.server else RegionModel()
+    world.controller.choice = ModelChoice(server=address)
+    world.controller.warm_up()
+    world.controller.click(world.centre(0))
+    poll_until(world, lambda: world.engine._place.connection is not None)
+    time.sleep(0.2)
+
+
+def test_a_server_that_hangs_does_not_keep_this_machine_from_computing(remote_world, hanging):
+    asked_of_a_hanging_server(remote_world, hanging)
+    remote_world.controller.choice = ModelChoice()
+    remote_world.controller.warm_up()
+    poll_until(remote_world, lambda: remote_world.mask().any())
+    assert len(remote_world.controller.state.prompts) == 1, "the click that it had been asked"
+    assert not [status for status in remote_world.said if status.is_error]
+
+
+def test_a_session_on_a_server_that_hangs_by_now_does_not_either(remote_world, monkeypatch):
+    monkeypatch.setattr("famsam.client.FORGET_S", 0.1)
+    with a_server() as server:
+        remote_world.controller.choice = ModelChoice(server=str(server.base_url), token=TOKEN)
+        remote_world.click(remote_world.centre(0))
+        plain = Connection._exchange
+        monkeypatch.setattr(Connection, "_exchange", lambda *arguments: time.sleep(arguments[-1]) or plain(*arguments))
+        remote_world.engine._load = lambda choice: RegionModel()
+        remote_world.controller.choice = ModelChoice()
+        remote_world.controller.warm_up()
+        poll_until(remote_world, lambda: "Ready" in remote_world.controller.status.message)
+
+
+def test_a_server_that_hangs_does_not_hold_up_the_end_of_the_application(remote_world, hanging):
+    asked_of_a_hanging_server(remote_world, hanging)
+    remote_world.engine.quit()
+    started = time.monotonic()
+    remote_world.controller.finish(20)
+    remote_world.controller.close()
+    remote_world.engine._thread.shutdown(wait=True)
+    assert time.monotonic() - started < 10
+
+
+def test_after_cancel_a_server_that_hangs_is_not_waited_for(remote_world, hanging):
+    asked_of_a_hanging_server(remote_world, hanging)
+    remote_world.controller.cancel()
+    with a_server() as server:
+        remote_world.controller.choice = ModelChoice(server=str(server.base_url), token=TOKEN)
+        remote_world.controller.click(remote_world.centre(1))
+        poll_until(remote_world, lambda: remote_world.mask().any())
+        remote_world.controller.click(remote_world.centre(0))
+        remote_world.controller.cancel()
+        remote_world.click(remote_world.centre(0))
+    assert len(remote_world.controller.state.prompts) == 2 and not remote_world.controller.status.is_error
+    assert dice(remote_world.mask(), remote_world.balls[0] | remote_world.balls[1]) > 0.7
 
 
 def test_prompts_saved_with_the_scene_go_on_at_the_server(remote_world, make_world):

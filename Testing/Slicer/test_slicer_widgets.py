@@ -16,7 +16,9 @@ import vtk
 pytest.importorskip("PySide6", reason="the panels run on PySide6 (pip install PySide6-Essentials)")
 
 import qt_host
+from famsam.errors import FamsamError
 from FaMSAMSlicerLib import engine as engine_module
+from FaMSAMSlicerLib.engine import ModelChoice
 from FaMSAMSlicerLib.requirements import Requirement
 from PySide6 import QtCore, QtWidgets
 from region_model import RegionModel
@@ -340,6 +342,16 @@ def test_effect_and_sample_data_are_registered_at_start_up(app):
     effect = qt_host.ScriptedEffect.factory["FaM-SAM"].self()
     assert not effect.icon().isNull() and "include" in effect.helpText()
     assert not effect.createCursor(None).pixmap().isNull()
+
+
+def test_the_engine_knows_when_the_application_ends(app, monkeypatch):
+    engine = engine_module.shared_engine()
+    monkeypatch.setattr(engine, "_is_over", False)
+    slicer.app.aboutToQuit.emit()
+    with pytest.raises(FamsamError, match="ends"):
+        engine.warm_up(ModelChoice()).result(60)
+    while engine.is_at_work:
+        engine.wait(60)
 
 
 def test_the_module_that_slicer_starts_with_can_be_started(app):
