@@ -216,9 +216,10 @@ def test_a_click_is_computed_while_slicer_waits_for_events(app):
 
 def test_what_nobody_waits_for_any_more_is_ended_too(app):
     app.start()
-    gate, plain = threading.Event(), app.engine._place._model.decode
-    app.engine._place._model.decode = lambda *args, **kwargs: gate.wait(60) and plain(*args, **kwargs)
+    begun, gate, plain = threading.Event(), threading.Event(), app.engine._place._model.decode
+    app.engine._place._model.decode = lambda *args, **kwargs: begun.set() or gate.wait(60) and plain(*args, **kwargs)
     app.effect.controller.preview(app.center(0))
+    assert begun.wait(60)
     app.effect.controller.end_preview()
     assert not app.effect.controller.has_work and app.effect._timer.isActive()
     app.widget.ui.startButton.checked = False
