@@ -217,7 +217,13 @@ def test_a_click_is_computed_while_slicer_waits_for_events(app):
 def test_what_nobody_waits_for_any_more_is_ended_too(app):
     app.start()
     begun, gate, plain = threading.Event(), threading.Event(), app.engine._place._model.decode
-    app.engine._place._model.decode = lambda *args, **kwargs: begun.set() or gate.wait(60) and plain(*args, **kwargs)
+
+    def held(*args, **kwargs):
+        begun.set()
+        assert gate.wait(60)
+        return plain(*args, **kwargs)
+
+    app.engine._place._model.decode = held
     app.effect.controller.preview(app.center(0))
     assert begun.wait(60)
     app.effect.controller.end_preview()
