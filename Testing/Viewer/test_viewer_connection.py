@@ -75,6 +75,7 @@ def test_a_lost_connection_is_said_once_and_all_clicks_are_kept(
 
 def test_a_click_whose_answer_was_lost_counts_once(tab: Tab) -> None:
     before = len(prompts(tab))
+    in_doubt = tab.get("famsam.work.segment.sessionId")
     carried_out: List[int] = []
 
     def lose_the_answer(route: Any) -> None:
@@ -89,6 +90,7 @@ def test_a_click_whose_answer_was_lost_counts_once(tab: Tab) -> None:
     session = tab.get("famsam.work.segment.sessionId")
     state = tab.page.request.get(f"{tab.page.url}v1/sessions/{session}/state").json()["state"]
     assert state["prompts"] == prompts(tab)
+    assert tab.page.request.get(f"{tab.page.url}v1/sessions/{in_doubt}/state").status == 404  # nobody needs it any more
 
 
 def test_a_click_whose_answer_broke_off_counts_once(tab: Tab) -> None:
@@ -140,6 +142,24 @@ def test_a_reload_before_a_clicks_answer_leaves_the_work_as_it_was_saved(tab: Ta
     tab.settled()
     tab.page.select_option("#layout", "axial")
     tab.settled()
+
+
+def test_a_copy_of_a_tab_has_sessions_of_its_own(browser: Any, tab: Tab) -> None:
+    before, kept = prompts(tab), tab.get("JSON.stringify({...sessionStorage})")
+    copy = Tab(browser.new_page(), tab.page.url)
+    copy.page.goto(f"{tab.page.url}style.css")
+    copy.page.evaluate("kept => Object.entries(JSON.parse(kept)).forEach(one => sessionStorage.setItem(...one))", kept)
+    copy.goto(tab.page.url)
+    copy.settled()
+    assert prompts(copy) == before and copy.voxels() == copy.drawn() == tab.voxels()
+    tab.click(AXIAL, 0.3, 0.4)
+    copy.click(AXIAL, 0.7, 0.4)
+    copy.page.keyboard.press("z")
+    copy.settled()
+    assert prompts(copy) == before and len(prompts(tab)) == len(before) + 1
+    assert copy.drawn() == copy.voxels() and tab.drawn() == tab.voxels()
+    assert copy.problems == []
+    copy.page.close()
 
 
 def test_a_history_too_large_for_the_tabs_storage_costs_the_history_alone(tab: Tab) -> None:

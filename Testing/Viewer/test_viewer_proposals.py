@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import sys
+import time
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -387,3 +388,27 @@ def test_without_a_head_the_button_tells_why_it_does_nothing(browser: Any, headl
     assert "no proposal head" in tab.page.inner_text("#status") and not tab.page.is_visible("#proposals")
     assert tab.problems == []
     tab.page.close()
+
+
+def test_a_tab_that_is_closed_leaves_its_sessions_and_a_reloaded_one_has_them(
+    browser: Any, headless: Served, scans: Path
+) -> None:
+    tab = Tab(browser.new_page(), headless.address)
+    tab.goto(headless.address)
+    open_scan(tab, scans / "balls.nii")
+    tab.click(2, 0.5, 0.5)
+    opened = headless.app.state.hub.session(tab.get("famsam.work.segment.sessionId"))
+
+    def kept_s() -> float:
+        return float(headless.app.state.hub.limits.idle_s - (time.monotonic() - opened.used_s))
+
+    tab.page.reload()
+    tab.until("document.body.dataset.ready === 'yes'")
+    tab.settled()
+    assert tab.get("famsam.work.segment.sessionId") == opened.id and kept_s() > 3000
+    assert tab.problems == []
+    tab.page.close()
+    end_s = time.monotonic() + 60
+    while kept_s() > 60 and time.monotonic() < end_s:
+        time.sleep(0.05)
+    assert kept_s() <= 60

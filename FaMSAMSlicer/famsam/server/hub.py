@@ -30,7 +30,7 @@ T = TypeVar("T")
 WORKERS = 8
 IDLE_PATIENCE_S = 0.2  # of work that waits for nothing else to be done; its client may have a click next
 CHANGE, LOOK, AHEAD = "change", "look", "ahead"  # kinds of requests; any other is a change that outdates its like
-ABANDONED_S = 60.0  # a scan without a session is given so long to get one before its place may be taken
+ABANDONED_S = 60.0  # so long a scan without a session keeps its place for one, and a session that was left stays open
 
 
 class ServerError(FamsamError):
@@ -239,18 +239,27 @@ class Hub:
         return opened
 
     def session(self, session_id: str) -> OpenSession:
-        """The open session of that id."""
+        """The open session of that id, which is used now."""
+        found = self._found(session_id)
+        found.used_s = found.scan.used_s = time.monotonic()
+        return found
+
+    def _found(self, session_id: str) -> OpenSession:
         found = self._sessions.get(session_id)
         if found is None:
             raise ServerError(
                 404, "not_found", "no such session is open here; it may have been closed after being idle"
             )
-        found.used_s = found.scan.used_s = time.monotonic()
         return found
 
     def close_session(self, session_id: str) -> None:
         """Forget a session."""
         del self._sessions[self.session(session_id).id]
+
+    def leave_session(self, session_id: str) -> None:
+        """Close a session in a minute, unless anything is asked of it before: whoever had it has gone, or reloads."""
+        opened = self.session(session_id)
+        opened.used_s += min(0.0, ABANDONED_S - self.limits.idle_s)
 
     async def ask(self, session_id: str, work: Callable[[OpenSession], T], *, kind: str = CHANGE) -> T:
         """Do a session's work when its turn has come, in a thread.
@@ -267,7 +276,7 @@ class Hub:
         with self._counted(opened):
             async with opened.lock:
                 _give_way(asked)
-                self.session(session_id)  # it may have been closed meanwhile
+                self._found(session_id)  # it may have been closed meanwhile
                 if opened.history_bytes > self.limits.history_bytes:
                     self.close_session(session_id)
                     raise ServerError(
@@ -298,7 +307,7 @@ class Hub:
             opened.waiting -= 1
         with self._counted(opened):
             async with opened.lock:
-                self.session(session_id)
+                self._found(session_id)
                 return await self._run(self._session_threads, work, opened)
 
     def _refuse_when_crowded(self, opened: OpenSession) -> None:

@@ -54,6 +54,12 @@ async def close_session(request: Request, session_id: str) -> None:
     hub_of(request.app).close_session(session_id)
 
 
+@router.post("/sessions/{session_id}/leave", status_code=204)
+async def leave_session(request: Request, session_id: str) -> None:
+    """Close a session in a minute, unless anything is asked of it before, as by a page that was only reloaded."""
+    hub_of(request.app).leave_session(session_id)
+
+
 @router.get("/sessions/{session_id}/mask")
 async def current_mask(request: Request, session_id: str) -> Update:
     """The whole mask, as the box that holds it."""

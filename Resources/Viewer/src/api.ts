@@ -93,6 +93,11 @@ export class Api {
     return this.fetch(path, init).then((answer) => (answer.status === 204 ? undefined : whole(answer.json())) as T);
   }
 
+  /** Ask for something whose answer does not matter; it is sent even if the page goes. */
+  tell(method: string, path: string): void {
+    this.fetch(path, { method, keepalive: true }).catch(() => undefined);
+  }
+
   /** The answer's bytes; `progress` is given the part that has arrived, 0 to 1. */
   async bytes(method: string, path: string, body?: unknown, progress?: (part: number) => void): Promise<ArrayBuffer> {
     const headers: Record<string, string> = body === undefined ? {} : { "content-type": "application/json" };

@@ -39,6 +39,7 @@ export interface Saved {
   segments: Segment[];
   active: number;
   inFile: boolean;
+  left: boolean; // by its tab; else this is a copy of a tab that has the sessions still, or what a crash has left
 }
 
 /** The scan that was opened is not the one that the segments were made on. */
@@ -70,6 +71,7 @@ export class Work {
   private inFile = true; // all segments, as they are, were saved to a file
   private changes = 0; // so far, of any segment
   private file: Blob | null = null;
+  private readonly ended: string[] = []; // sessions that the server is to close when it can be reached again
   private restoring: Promise<void> | null = null;
   private saving: ReturnType<typeof setTimeout> | undefined;
   private readonly opening = new Map<Segment, Promise<string>>(); // so that a click and a look open one session together
@@ -78,7 +80,7 @@ export class Work {
     readonly api: Api,
     private readonly events: WorkEvents,
   ) {
-    window.addEventListener("pagehide", () => this.saving && this.saveNow());
+    window.addEventListener("pagehide", () => this.leave());
   }
 
   get segment(): Segment | null {
@@ -231,12 +233,22 @@ export class Work {
     this.saving ??= setTimeout(() => this.saveNow());
   }
 
-  private saveNow(): void {
+  /** The tab is closed or reloaded: whoever reads what it kept has its sessions, if that is soon. */
+  private leave(): void {
+    this.saveNow(true);
+    this.leaveSessions();
+  }
+
+  private leaveSessions(): void {
+    for (const { sessionId } of this.segments) if (sessionId) this.api.tell("POST", `/v1/sessions/${sessionId}/leave`);
+  }
+
+  private saveNow(left = false): void {
     clearTimeout(this.saving);
     this.saving = undefined;
     if (!this.source || !this.volume) return;
     const { source, segments, active, inFile } = this;
-    const saved: Saved = { source, volumeId: this.volume.id, segments, active, inFile };
+    const saved: Saved = { source, volumeId: this.volume.id, segments, active, inFile, left };
     const withoutHistory = segments.map((one) => ({ ...one, past: [], future: [], served: { undo: 0, redo: 0 } }));
     if (!stored(saved) && !stored({ ...saved, segments: withoutHistory })) sessionStorage.removeItem(KEY);
   }
@@ -255,6 +267,10 @@ export class Work {
     this.segments = saved.segments;
     this.active = saved.active;
     this.inFile = saved.inFile;
+    if (!saved.left) {
+      this.leaveSessions();
+      for (const one of this.segments) one.sessionId = null;
+    }
     try {
       this.volume = await this.api.json<VolumeInfo>("GET", `/v1/volumes/${saved.volumeId}`);
     } catch (error) {
@@ -263,6 +279,7 @@ export class Work {
       this.volume = await this.send(saved.source, null, progress);
       for (const one of this.segments) one.sessionId = null;
     }
+    this.save();
     return true;
   }
 
@@ -301,6 +318,7 @@ export class Work {
       segment.served = { undo: 0, redo: 0 };
       if (segment.state) await this.sessionOf(segment);
     }
+    for (const id of this.ended.splice(0)) this.end(id);
     this.save();
   }
 
@@ -368,7 +386,9 @@ export class Work {
   }
 
   private end(sessionId: string): void {
-    this.api.json("DELETE", `/v1/sessions/${sessionId}`).catch(() => undefined);
+    this.api.json("DELETE", `/v1/sessions/${sessionId}`).catch((error) => {
+      if (error instanceof Disconnected) this.ended.push(sessionId);
+    });
   }
 
   /** Do it; when the server is away or has forgotten, wait, restore the work there from the prompts, and do it again. */
@@ -381,7 +401,10 @@ export class Work {
         if (segment) this.check(segment);
         if (!isLost(error)) throw error;
         // Whether a verb without an answer was carried out is not known: its session begins anew from the prompts.
-        if (segment && error instanceof Disconnected) segment.sessionId = null;
+        if (segment?.sessionId && error instanceof Disconnected) {
+          this.ended.push(segment.sessionId);
+          segment.sessionId = null;
+        }
         await this.recover();
       }
     }

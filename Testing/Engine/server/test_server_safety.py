@@ -322,6 +322,23 @@ def test_scans_that_nobody_works_on_make_room(model: Any) -> None:
         refused(upload(client, nifti_bytes(ball_zyx())), 503)
 
 
+def test_a_session_that_was_left_is_closed_unless_it_is_asked_for(model: Any) -> None:
+    app = create_app(model)
+    with live(app) as client:
+        scan = upload(client, nifti_bytes(ball_zyx())).json()["id"]
+        left, reloaded = (client.post(f"/v1/volumes/{scan}/sessions").json()["id"] for _ in range(2))
+        for one in (left, reloaded):
+            assert client.post(f"/v1/sessions/{one}/leave").status_code == 204
+        app.state.hub.close_idle()
+        assert client.get(f"/v1/sessions/{reloaded}/mask").status_code == 200
+        for opened in app.state.hub._sessions.values():
+            opened.used_s -= 61  # a minute later
+        app.state.hub.close_idle()
+        assert [client.get(f"/v1/sessions/{one}/mask").status_code for one in (left, reloaded)] == [404, 200]
+        assert client.get(f"/v1/volumes/{scan}").status_code == 200
+        refused(client.post(f"/v1/sessions/{left}/leave"), 404)
+
+
 def test_number_of_prompts_is_limited(client: httpx.Client, session: str) -> None:
     state = client.get(f"/v1/sessions/{session}/state").json()["state"]
     point = {"type": "point", "ras_mm": CENTRE_RAS_MM, "positive": True}
