@@ -27,7 +27,7 @@ from .model.famsam import Famsam
 from .model.famsam_encoder import TokenPausing
 from .model.registry import MODEL_NAMES, build_model, config_from_dict, config_to_dict
 from .model.sam_layout import DECODER, ENCODER, as_full_layout, infer_config
-from .outputs import WEIGHTS_SUFFIXES, put_in_place
+from .outputs import put_in_place
 from .recordings import record_calls
 from .runtime import choose_device, compute_in, use_fastest_threads
 from .safe_pickle import load_torch_file
@@ -44,6 +44,8 @@ SCALES = ":scales"
 """Follows a parameter's name in the name of the scales of its output channels, (C,), if it is stored as int8."""
 LARGE = 4096
 """Parameters of fewer numbers are not worth storing as int8."""
+READ_SUFFIXES = (".safetensors", ".pth")
+"""Of the files that are taken for weights where a folder is named; a file that is named may have any other."""
 STATE_DICT_KEYS = ("model_state_dict", "state_dict")
 
 PathLike = Union[str, "os.PathLike[str]"]
@@ -330,15 +332,19 @@ def _state_dict(path: Path, content: Any) -> Tensors:
 
 def _existing_file(path: PathLike) -> Path:
     path = DEFAULT_WEIGHTS if str(path) == "default" else Path(path).expanduser()
-    if path.is_file():
-        return path
+    try:
+        if path.is_file():
+            path.open("rb").close()  # safetensors takes what it may not read for missing
+            return path
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {path}: {error.strerror}. Expected a file that you may read.") from error
     if path == DEFAULT_WEIGHTS:
         raise CheckpointError(f"The default weights are missing ({path}); install famsam again or name a weights file.")
     if str(path) in MODEL_NAMES:
         raise CheckpointError(f"{path} is a model's name; name a file with its weights, or 'default' for famsam's own.")
     if path.is_dir():
-        inside = [str(path / name) for name in sorted(os.listdir(path)) if name.endswith(WEIGHTS_SUFFIXES)]
-        named = f"name the file in it, {' or '.join(inside)}" if inside else "there is no .safetensors file in it"
+        inside = [str(path / name) for name in sorted(os.listdir(path)) if name.lower().endswith(READ_SUFFIXES)]
+        named = f"name the file in it, {' or '.join(inside)}" if inside else f"no {' or '.join(READ_SUFFIXES)} is in it"
         raise CheckpointError(f"{path} is a folder, expected a file with weights; {named}.")
     raise CheckpointError(f"There is no weights file {path}. Expected 'default', a .safetensors or a .pth file.")
 

@@ -14,7 +14,7 @@ import re
 import types
 import zipfile
 from pathlib import Path
-from typing import IO, Any, Dict, Tuple
+from typing import IO, Any, Dict, List, Tuple
 
 import torch
 
@@ -32,6 +32,17 @@ def load_torch_file(path: Path) -> Any:
             start = file.read(2)
     except OSError as error:
         raise CheckpointError(f"Cannot read {path}: {error}") from error
+    parts = _parts(path) if start == b"PK" else []
+    if any(name.endswith("/constants.pkl") for name in parts):
+        raise CheckpointError(
+            f"{path} is a TorchScript archive, which holds code; nothing was run. Expected tensors by name: ask its "
+            "author for the state dict alone, or for a .safetensors file."
+        )
+    if parts and not any(name.endswith("/data.pkl") for name in parts):
+        raise CheckpointError(
+            f"{path} is a zip archive of other files ({', '.join(parts[:3])}{', …' if len(parts) > 3 else ''}). "
+            "Expected a PyTorch checkpoint: if there is one among them, unpack it and name that."
+        )
     try:
         return _load(path)
     except Exception as error:  # a damaged pickle may fail in any way
@@ -47,11 +58,16 @@ def _load(path: Path) -> Any:
 
 def _load_restricted(path: Path) -> Any:
     """The same for PyTorch before 2.5, whose ``weights_only`` cannot be told to let a Namespace through."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                raise pickle.UnpicklingError("it is a TorchScript archive, which holds code")
     return torch.load(path, map_location="cpu", weights_only=False, pickle_module=_RESTRICTED_PICKLE)
+
+
+def _parts(path: Path) -> List[str]:
+    """Names of the files in a zip archive, which PyTorch's files are, too; none if it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except Exception:  # in any way, as above; PyTorch has a look next
+        return []
 
 
 class _Unpickler(pickle.Unpickler):

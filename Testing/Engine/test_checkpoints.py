@@ -318,10 +318,26 @@ def refused(path, message: str, **options):
 
 def test_missing_files(tmp_path):
     refused(tmp_path / "nothing.pth", "There is no weights file")
-    refused(tmp_path, "there is no .safetensors file in it")
-    (tmp_path / "famsam.safetensors").touch()
-    refused(tmp_path, "name the file in it, .*famsam.safetensors")
+    refused(tmp_path, "no .safetensors or .pth is in it")
+    for name in ("famsam.safetensors", "sam_med3d.pth"):
+        (tmp_path / name).touch()
+    refused(tmp_path, "name the file in it, .*famsam.safetensors or .*sam_med3d.pth")
     refused("fastsam3d", "is a model's name")
+
+
+@pytest.mark.parametrize("name", ["m.pth", "m.safetensors"])
+def test_files_that_must_not_be_read(name, tmp_path, monkeypatch):
+    (tmp_path / name).touch()
+
+    def refuse(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)  # whoever runs the tests may read everything
+    refused(tmp_path / name, "Cannot read .*: Permission denied")
+
+
+def test_names_that_no_file_can_have():
+    refused("x" * 5000 + ".pth", "Cannot read .*too long|There is no weights file")
 
 
 @pytest.mark.parametrize("fraction", [0, 0.01, 0.3, 0.9, 0.999])

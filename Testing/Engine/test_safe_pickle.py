@@ -6,6 +6,7 @@ import argparse
 import collections
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -77,8 +78,17 @@ def test_a_bare_pickle_is_not_executed_either(guard, tmp_path):
 @pytest.mark.filterwarnings("ignore")
 def test_torchscript_is_refused(guard, tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "script.pth"))
-    with pytest.raises(CheckpointError, match="TorchScript"):
+    with pytest.raises(CheckpointError, match=r"TorchScript.* ask its author") as refused:
         load_torch_file(tmp_path / "script.pth")
+    assert "damaged" not in str(refused.value)
+
+
+def test_a_checkpoint_that_is_packed_is_not_called_damaged(guard, tmp_path):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "m.pth")
+    with zipfile.ZipFile(tmp_path / "packed.pth", "w") as archive:
+        archive.write(tmp_path / "m.pth", "weights/m.pth")
+    with pytest.raises(CheckpointError, match=r"zip archive of other files \(weights/m.pth\).* unpack it"):
+        load_torch_file(tmp_path / "packed.pth")
 
 
 @pytest.mark.parametrize("new_layout", [True, False])
