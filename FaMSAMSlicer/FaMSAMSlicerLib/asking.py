@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, replace
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, Optional, Tuple
 
 import numpy as np
 from famsam.errors import PromptError
 
 from .engine import ModelChoice, Request, Start, Step
-from .prompts import Prompt, SegmentState, moved, read_state, tag_text
+from .prompts import Place, Prompt, SegmentState, moved, read_state, tag_text
 from .scans import Scan, scan_of
-from .segments import mask_print, segment_on_grid
+from .segments import mask_ends, mask_print, segment_on_grid
 from .spaces import scan_from_seg, transformed
 from .translation import tr as _
 from .waiting import Asked
@@ -37,7 +38,7 @@ def question(asked: Asked, segment: Any, choice: ModelChoice) -> Question:
     scan = scan_of(asked.volume_node)
     to_scan = scan_from_seg(asked.volume_node, asked.node)
     state, before = read_state(segment), fingerprint(segment)
-    start = _start(state, before[1], asked, scan, to_scan)
+    start = _start(state, segment, asked, scan, to_scan)
     ended = len(state.prompts) - len(start.prompts)
     steps = [_session_step(step, to_scan, ended) for step in asked.steps]
     return Question(asked, Request(scan, choice, start, steps), to_scan, before)
@@ -53,14 +54,38 @@ def grid_of(scan: Scan) -> Dict[str, Any]:
     return {"size_zyx": list(scan.voxels_zyx.shape), "ras_from_ijk": scan.ras_from_ijk.tolist()}
 
 
-def _start(state: SegmentState, printed: str, asked: Asked, scan: Scan, to_scan: np.ndarray) -> Start:
+def place_of(segment: Any, scan: Scan, to_scan: np.ndarray) -> Optional[Place]:
+    """Where a segment's mask lies by now; None if it is empty.
+
+    Args:
+        segment: which one.
+        scan: in which it was found.
+        to_scan: (4, 4), the segmentation's own coordinates -> the scan's.
+    """
+    ends = mask_ends(segment)
+    if ends is None:
+        return None
+    scan_ends = [value for end in ends for value in transformed(to_scan, end)]
+    grid = np.append(scan.ras_from_ijk.round(4).ravel() + 0.0, scan.voxels_zyx.shape)  # + 0.0: no -0.0
+    return Place(tuple(ends.ravel().tolist()), tuple(scan_ends), f"{zlib.crc32(grid.tobytes()):08x}")
+
+
+def _is_as_written(state: SegmentState, segment: Any, scan: Scan, to_scan: np.ndarray) -> bool:
+    if mask_print(segment) != state.mask_print:
+        return False
+    place = place_of(segment, scan, to_scan)
+    return state.place is None or place is None or state.place.is_still(place)
+
+
+def _start(state: SegmentState, segment: Any, asked: Asked, scan: Scan, to_scan: np.ndarray) -> Start:
     """The prompts, if the segment is as they made it; else its mask."""
-    if printed == state.mask_print and (state.base is None or state.base["image"] == grid_of(scan)):
+    is_on_its_grid = state.base is None or state.base["image"] == grid_of(scan)
+    if is_on_its_grid and _is_as_written(state, segment, scan, to_scan):
         prompts = moved(state.prompts, to_scan)
         base = None if state.base is None else {k: v for k, v in state.base.items() if k != "image"}
         if all(_is_usable(prompt, scan) for prompt in prompts):
             return Start(state.token, prompts, base)
-    if not printed:
+    if not mask_print(segment):
         return Start()
     seg_from_ijk = np.linalg.inv(to_scan) @ scan.ras_from_ijk
     found = segment_on_grid(asked.node, asked.segment_id, seg_from_ijk, scan.voxels_zyx.shape)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Dict, Mapping, Optional, Tuple
 
 import numpy as np
@@ -21,12 +21,34 @@ import vtk
 from .spaces import transformed
 
 TAG = "FaM-SAM.Prompts"
+_SAME_MM = 1e-4
 FORMAT_VERSION = 1
 
 Prompt = Mapping[str, Any]
 Prompts = Tuple[Prompt, ...]
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a mask lies, and where the scan in which it was found: RAS mm of two opposite corners."""
+
+    ends: Tuple[float, ...]
+    """Six numbers, in the segmentation's own coordinates."""
+    scan_ends: Tuple[float, ...]
+    """The same in the scan's."""
+    grid: str
+    """A print of the scan's grid."""
+
+    def is_still(self, now: Place) -> bool:
+        """False if the mask has been moved: by hardening a transform, or by one that the scan is not under."""
+        same_scan = self.grid == now.grid
+        return _near(self.ends, now.ends) and (not same_scan or _near(self.scan_ends, now.scan_ends))
+
+
+def _near(first: Tuple[float, ...], second: Tuple[float, ...]) -> bool:
+    return np.allclose(first, second, rtol=1e-6, atol=_SAME_MM)
 
 
 @dataclass(frozen=True)
@@ -43,6 +65,8 @@ class SegmentState:
     """``segments.mask_print`` of the segment as written: another one means that something else has edited it."""
     quality: float = 0.0
     """Predicted IoU, 0..1."""
+    place: Optional[Place] = None
+    """Where the mask lay as written: another one means that something else has moved it. None if that is not known."""
 
     def to_json(self) -> str:
         content = {
@@ -52,6 +76,7 @@ class SegmentState:
             "token": self.token,
             "mask": self.mask_print,
             "quality": round(self.quality, 4),
+            "place": None if self.place is None else asdict(self.place),
         }
         return json.dumps(content, separators=(",", ":"))
 
@@ -66,7 +91,7 @@ class SegmentState:
                 raise ValueError(f"version {content['version']!r}")
             prompts = tuple(_checked(prompt) for prompt in content["prompts"])
             base, token, printed = content["base"], str(content["token"]), str(content["mask"])
-            return cls(prompts, base, token, printed, float(content["quality"]))
+            return cls(prompts, base, token, printed, float(content["quality"]), _place(content.get("place")))
         except (KeyError, TypeError) as error:
             raise ValueError(f"damaged: {error!r}") from error
 
@@ -104,6 +129,15 @@ def moved(prompts: Prompts, matrix: np.ndarray) -> Prompts:
 
 def _moved_value(key: str, value: Any, matrix: np.ndarray) -> Any:
     return list(transformed(matrix, value)) if key.endswith("ras_mm") else value
+
+
+def _place(content: Any) -> Optional[Place]:
+    if content is None:  # as earlier versions wrote it
+        return None
+    ends, scan_ends = (tuple(float(value) for value in content[key]) for key in ("ends", "scan_ends"))
+    if len(ends) != 6 or len(scan_ends) != 6:
+        raise ValueError(f"place is {content!r}")
+    return Place(ends, scan_ends, str(content["grid"]))
 
 
 def _checked(prompt: Dict[str, Any]) -> Prompt:

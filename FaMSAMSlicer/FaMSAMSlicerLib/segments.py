@@ -10,7 +10,7 @@ import slicer
 import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
-from .spaces import integer_shift, matrix_from_vtk, vtk_from_matrix
+from .spaces import integer_shift, matrix_from_vtk, transformed, vtk_from_matrix
 
 Index3 = Tuple[int, int, int]
 
@@ -42,10 +42,30 @@ def image_matrix(image: Any) -> np.ndarray:
 
 def mask_print(segment: Any) -> str:
     """A short print of the segment's voxels (where exactly the grid begins does not matter); "" if there are none."""
+    return _print_and_box(segment)[0]
+
+
+def mask_ends(segment: Any) -> Optional[np.ndarray]:
+    """Where the first and the last voxel of the box around a segment's mask lie: (2, 3), the segmentation's own RAS mm.
+
+    None if the mask is empty.
+    """
+    _text, box = _print_and_box(segment)
+    if box is None:
+        return None
+    image = segment.GetRepresentation("Binary labelmap")
+    first_xyz = np.array(image.GetExtent()[::2])
+    (low, high), matrix = box, image_matrix(image)
+    return np.array(
+        [transformed(matrix, first_xyz + low[::-1]), transformed(matrix, first_xyz + np.array(high[::-1]) - 1)]
+    )
+
+
+def _print_and_box(segment: Any) -> Tuple[str, Any]:
     image = segment.GetRepresentation("Binary labelmap")
     scalars = None if image is None else image.GetPointData().GetScalars()
     if scalars is None or image.GetNumberOfPoints() == 0:
-        return ""
+        return "", None
     # No two states of any two images have one modification time in VTK, so that a print is made once for each.
     times, label = (image.GetMTime(), scalars.GetMTime()), segment.GetLabelValue()
     if (times, label) not in _prints:
@@ -55,18 +75,19 @@ def mask_print(segment: Any) -> str:
     return _prints[times, label]
 
 
-_prints: Dict[Tuple[Tuple[int, int], int], str] = {}
+_prints: Dict[Tuple[Tuple[int, int], int], Tuple[str, Any]] = {}
 _PRINTS_KEPT = 64
 
 
-def _print_of(voxels: np.ndarray) -> str:
+def _print_of(voxels: np.ndarray) -> Tuple[str, Any]:
+    """And the box around the mask: (z, y, x) of its first voxel and of that behind its last; None if it is empty."""
     from famsam.geometry import bounding_box, box_slices
 
     box = bounding_box(voxels)
     if box is None:
-        return ""
+        return "", None
     tight = np.ascontiguousarray(voxels[box_slices(box)])
-    return "{}x{}x{}-{:08x}".format(*tight.shape, zlib.crc32(np.packbits(tight).tobytes()))
+    return "{}x{}x{}-{:08x}".format(*tight.shape, zlib.crc32(np.packbits(tight).tobytes())), box
 
 
 def segment_on_grid(

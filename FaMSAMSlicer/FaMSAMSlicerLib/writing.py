@@ -8,7 +8,7 @@ from typing import Any, Iterator
 import numpy as np
 import slicer
 
-from .asking import Question, grid_of
+from .asking import Question, grid_of, place_of
 from .engine import Outcome
 from .prompts import SegmentState, moved, write_state
 from .segments import mask_print, modifier_labelmap
@@ -22,7 +22,8 @@ def write_outcome(effect: Any, question: Question, outcome: Outcome, segment: An
     _write(effect, asked.node, asked.segment_id, outcome.mask_zyx, outcome.low_xyz, seg_from_ijk)
     base = None if outcome.base is None else {**outcome.base, "image": grid_of(scan)}
     prompts = moved(outcome.prompts, seg_from_scan)
-    write_state(segment, SegmentState(prompts, base, outcome.token, mask_print(segment), outcome.quality))
+    place = place_of(segment, scan, question.scan_from_seg)
+    write_state(segment, SegmentState(prompts, base, outcome.token, mask_print(segment), outcome.quality, place))
 
 
 def write_nothing(effect: Any, node: Any, segment_id: str, segment: Any) -> None:

@@ -12,7 +12,7 @@ import vtk
 from FaMSAMSlicerLib.scans import Scan
 from FaMSAMSlicerLib.segments import resampled
 from FaMSAMSlicerLib.spaces import transformed
-from worlds import dice
+from worlds import dice, two_balls
 
 
 def rotation(degrees_z: float, degrees_x: float) -> np.ndarray:
@@ -39,22 +39,26 @@ MOVE = affine(rotation(25, 12), (12.5, -30.0, 4.0))
 OTHER_MOVE = affine(rotation(-8, 3), (2.0, 1.0, -3.0))
 
 
-def world_centroid(world, node=None) -> np.ndarray:
-    """Of the first segment, as Slicer's own code has it."""
+def world_voxels(world) -> np.ndarray:
+    """(N, 3) of the first segment, as Slicer's own code has them."""
     image = slicer.vtkOrientedImageData()
     world.segmentation.GetBinaryLabelmapRepresentation("first", image)
     x0, x1, y0, y1, z0, z1 = image.GetExtent()
     from vtk.util.numpy_support import vtk_to_numpy
 
     voxels = vtk_to_numpy(image.GetPointData().GetScalars()).reshape(z1 - z0 + 1, y1 - y0 + 1, x1 - x0 + 1)
-    index = np.argwhere(voxels)[:, ::-1].mean(0) + np.array([x0, y0, z0])
+    index = np.argwhere(voxels)[:, ::-1] + np.array([x0, y0, z0])
     matrix, to_world = vtk.vtkMatrix4x4(), vtk.vtkMatrix4x4()
     image.GetImageToWorldMatrix(matrix)
     parent = world.segmentation.GetParentTransformNode()
     if parent is not None:
         parent.GetMatrixTransformToWorld(to_world)
     vtk.vtkMatrix4x4.Multiply4x4(to_world, matrix, matrix)
-    return np.array(matrix.MultiplyPoint((*index, 1.0))[:3])
+    return np.array([matrix.MultiplyPoint((*place, 1.0))[:3] for place in index.tolist()])
+
+
+def world_centroid(world) -> np.ndarray:
+    return world_voxels(world).mean(0)
 
 
 def engine_mask(world) -> np.ndarray:
@@ -161,6 +165,41 @@ def test_a_box_is_one_on_a_scan_that_it_overlaps():
     assert overlaps((2, 3, 4), (5, 6, 7)) and overlaps((5, 3, 7), (2, 6, 4)) and overlaps((-9, -9, -9), (20, 20, 20))
     assert not overlaps((2, 3, 4), (5, 6, 4)), "flat"
     assert not overlaps((2, 3, 10), (5, 6, 20)) and not overlaps((-9, 3, 4), (-2, 6, 7)), "beside it"
+
+
+@pytest.mark.parametrize("how", ["both hardened", "segmentation hardened", "segmentation transformed"])
+def test_a_segment_that_was_moved_is_refined_where_it_is(make_world, how):
+    """Not where its points were, which lie elsewhere in the scan by now."""
+    world = make_world(size_zyx=(30, 70, 40))
+    world.click(world.centre(0))
+    before = world_centroid(world)
+    move = affine(np.eye(3), (0, 20, 0))
+    if how == "both hardened":
+        host.transform(move, world.volume, world.segmentation)
+        world.volume.HardenTransform()
+        world.world_from_scan = move
+    else:
+        host.transform(move, world.segmentation)
+    if "hardened" in how:
+        world.segmentation.HardenTransform()
+    there = world_voxels(world)
+    assert there.mean(0) == pytest.approx(before + np.array([0, 20, 0]))
+    world.click(world.centre(1))
+    assert not world.controller.status.is_error, world.controller.status.message
+    assert len(world.controller.state.prompts) == 1 and world.controller.state.base is not None
+    places = {tuple(place) for place in world_voxels(world).round(2)}
+    kept = [tuple(place) in places for place in there.round(2)]
+    assert np.mean(kept) > 0.9 and len(places) < 3 * len(there)
+
+
+def test_points_go_on_in_another_scan_under_another_transform(world):
+    other = host.volume(two_balls()[0] + np.int16(7), affine(np.eye(3), (-3, 0, 0)), "other")
+    host.transform(affine(np.eye(3), (3, 0, 0)), other)
+    world.click(world.centre(0))
+    world.effect.select(world.segmentation, other, "first")
+    world.click(world.centre(0, (1, 0, 0)))
+    assert len(world.controller.state.prompts) == 2 and world.controller.state.base is None
+    assert dice(world.mask(), world.balls[0]) > 0.7
 
 
 def test_non_linear_transform_is_refused_with_a_way_out(world):

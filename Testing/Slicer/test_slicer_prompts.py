@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import host
 import numpy as np
 import pytest
 import slicer
-from FaMSAMSlicerLib.prompts import TAG, SegmentState, moved, read_state, write_state
+from FaMSAMSlicerLib.prompts import TAG, Place, SegmentState, moved, read_state, write_state
 
 POINT = {"type": "point", "ras_mm": [1.0, -2.5, 3.0], "positive": False}
 BOX = {"type": "box", "lower_ras_mm": [0.0, 0.0, 0.0], "upper_ras_mm": [1.0, 2.0, 3.0]}
 
 
 def test_state_survives_json_and_the_tag():
-    state = SegmentState((POINT, BOX), {"bits": "eA=="}, "abc", "1x2x3-00", 0.75)
+    place = Place((0.0, 1.0, 2.0, 3.0, 4.5, 5.0), (0.0, 1.0, 2.0, 3.0, 4.5, 5.5), "0123abcd")
+    state = SegmentState((POINT, BOX), {"bits": "eA=="}, "abc", "1x2x3-00", 0.75, place)
     assert SegmentState.from_json(state.to_json()) == state
     assert "|" not in state.to_json(), "Slicer separates tags by it"
     segment = slicer.vtkSegment()
@@ -21,6 +24,12 @@ def test_state_survives_json_and_the_tag():
     assert read_state(segment) == state
     write_state(segment, SegmentState())
     assert not segment.HasTag(TAG) and read_state(segment) == SegmentState()
+
+
+def test_states_of_before_places_were_kept_are_read():
+    content = json.loads(SegmentState((POINT,), token="abc").to_json())
+    del content["place"]
+    assert SegmentState.from_json(json.dumps(content)) == SegmentState((POINT,), token="abc")
 
 
 @pytest.mark.parametrize(
@@ -32,6 +41,7 @@ def test_state_survives_json_and_the_tag():
         SegmentState((POINT,)).to_json().replace("-2.5", '"x"'),
         SegmentState((POINT,)).to_json().replace("point", "line"),
         SegmentState((POINT,)).to_json().replace("false", "3"),
+        SegmentState((POINT,), place=Place((1.0,), (2.0,), "")).to_json(),
     ],
 )
 def test_damaged_tag_counts_as_none_and_is_logged(text, caplog):
