@@ -219,7 +219,7 @@ def _train_proposals(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from .checkpoints import convert
 
-    check_output_file(args.destination, WEIGHTS_SUFFIXES)
+    check_output_file(args.destination, WEIGHTS_SUFFIXES, apart_from=[args.source, args.teacher])
     provenance = convert(args.source, args.destination, args.teacher, args.store)
     _report(args, {"destination": str(args.destination), **provenance}, [f"weights: {args.destination}"])
 

@@ -529,6 +529,9 @@ def test_convert(tmp_path, capsys):
     assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), model.state_dict().values()))
     assert cli.main(["convert", str(tmp_path / "absent.pth"), str(converted)]) == 1
     assert "famsam convert: " in capsys.readouterr().err
+    before = converted.read_bytes()
+    assert cli.main(["convert", str(converted), str(converted), "--store", "int5"]) == 1
+    assert "would be lost" in capsys.readouterr().err and converted.read_bytes() == before
 
 
 def test_bench(tmp_path, monkeypatch, capsys):
