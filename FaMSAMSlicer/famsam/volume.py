@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 PathLike = Union[str, "os.PathLike[str]"]
 
 LEAST_MEASURED = -1024.0
-"""Air, as the lowest in a CT. Objects end at air, and where there is nothing at 0; what lies far below is padding."""
+"""Air, as the lowest in a CT, whose numbers are whole. Objects end at air, and where there is nothing at 0; what lies
+far below is padding."""
 SOME_VOXELS = 100_000
 """About so many tell whether a scan may be padded."""
 NO_INTENSITY = 1e30
@@ -108,23 +109,25 @@ def _usable_voxels(given: NDArray[Any], called: str) -> Tuple[NDArray[Any], Tupl
 def _with_padding_near(
     voxels: NDArray[Any], low: float, high: float, shared: bool, called: str
 ) -> Tuple[NDArray[Any], Tuple[float, float]]:
-    """Padding below ``LEAST_MEASURED`` as far below all other intensities as these lie apart, where it is farther: next
-    to -2147483648 the tissues of a CT are all the same. With the smallest and the largest value.
+    """Padding as far below all other intensities as these lie apart, where it is farther: next to -2147483648 the
+    tissues of a CT are all the same, and next to -1000 standard scores. With the smallest and the largest value.
 
     Args:
         voxels: (z, y, x), from ``low`` to ``high``.
         shared: whether the array is somebody else's, not to be changed.
     """
-    if low >= LEAST_MEASURED:
+    if low >= (LEAST_MEASURED if voxels.dtype.kind in "iu" else 0):
         return voxels, (low, high)
 
     def is_far_below(lowest: float) -> bool:
-        return lowest - low > high - lowest > 0
+        return lowest - low > 1.01 * (high - lowest) > 0  # what was brought nearer stays
 
     stride = max(1, round((voxels.size / SOME_VOXELS) ** (1 / 3)))
     some = voxels[(slice(None, None, stride),) * 3]
     above = some[some > low]
     if not above.size or not is_far_below(float(above.min())):
+        return voxels, (low, high)
+    if low >= LEAST_MEASURED and (above == np.rint(above)).all():  # it may be air
         return voxels, (low, high)
     lowest = min(float(plane[plane > low].min()) for plane in voxels if (plane > low).any())
     if not is_far_below(lowest):

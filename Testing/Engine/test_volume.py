@@ -729,10 +729,19 @@ def test_padding_far_below_is_brought_nearer(
     assert f"{padding:g}" in caplog.text
 
 
+@pytest.mark.parametrize("padding", [-100, -1000])
+def test_padding_of_standard_scores_is_brought_nearer(padding: float) -> None:
+    given = np.random.default_rng(0).normal(size=(10, 10, 10)).astype(np.float32)
+    low, high = given.min(), given.max()
+    given[:, :3] = padding
+    assert Volume(given, np.eye(4)).value_range == pytest.approx((low - (high - low), high), rel=0.2)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
 @pytest.mark.parametrize(
     "values", [(0, 1), (0, 990, 991, 992), (-1024, 40, 41), (-3024, -1000, 0, 3000), (-2000, -1024, 0, 100)]
 )
-def test_other_backgrounds_stay(values: Sequence[int]) -> None:
+def test_other_backgrounds_stay(values: Sequence[int], dtype: type) -> None:
     """A mask, a nearly uniform object in nothing and in air, a CT padded as scanners do it."""
-    given = np.resize(np.array(values, dtype=np.int16), (4, 5, 6))
+    given = np.resize(np.array(values, dtype=dtype), (4, 5, 6))
     assert Volume(given, np.eye(4)).voxels_zyx is given
