@@ -191,7 +191,7 @@ def _model_from(path: Path, teacher_path: Optional[Path]) -> PromptableModel:
             calibration = from_plain(Calibration, json.loads(metadata[CALIBRATION_KEY]), "calibration")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} holds a configuration that this famsam cannot read: {error}") from error
-    model = _build(str(path), name, config, _in_floats(tensors))
+    model = _build(str(path), name, config, tensors)
     model.calibration = calibration
     return model
 
@@ -306,7 +306,7 @@ def _read(path: Path) -> Tuple[Tensors, Dict[str, str]]:
         try:
             with safe_open(path, framework="pt") as file:
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-                return tensors, file.metadata() or {}
+                return _in_floats(tensors), file.metadata() or {}
         except SafetensorError as error:
             raise CheckpointError(f"{path} is damaged, truncated or no safetensors file ({error}).") from error
     return _state_dict(path, load_torch_file(path)), {}

@@ -255,6 +255,16 @@ def test_conversion_of_an_encoder_names_both_files(tmp_path):
     assert load_model(tmp_path / "whole.safetensors", "cpu").name == "fastsam3d"
 
 
+def test_a_teacher_that_was_kept_as_int8_serves(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "LARGE", 256)
+    kept = tmp_path / "teacher.safetensors"
+    save_model(tiny_model("sam_med3d"), kept, stored="int8")
+    student = saved(encoder_alone(tiny_model("fastsam3d").state_dict()), tmp_path / "student.pth")
+    loaded, expected = load_model(student, "cpu", teacher=kept).state_dict(), load_model(kept, "cpu").state_dict()
+    assert any(name.startswith("mask_decoder.") for name in loaded)
+    assert all(torch.equal(loaded[name], expected[name]) for name in loaded if not name.startswith("image_encoder."))
+
+
 def test_conversion_of_the_conformance_checkpoints(tmp_path):
     folder = conformance_folder()
     for name, teacher in (
