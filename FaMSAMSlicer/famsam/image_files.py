@@ -14,7 +14,7 @@ import secrets
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,12 @@ WRITABLE_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")
 PICK_ONE = "pick one volume of a series, or one channel, with voxels[k] or voxels[..., k]"
 _MIXED = "{} mixes several sizes or orientations, such as localisers; it is no volume"
 
-_DICOM_SLICE_THICKNESS, _DICOM_FRAME_COUNT = "0018|0050", "0028|0008"
+_DICOM_SLICE_THICKNESS, _DICOM_FRAME_COUNT, _DICOM_INSTANCE = "0018|0050", "0028|0008", "0008|0018"
+_DICOM_ASSUMED = {
+    "distance between pixels; 1 mm is taken": ("0028|0030", "0018|1164", "0018|2010"),
+    "orientation; axial is taken, check the sides": ("0020|0037",),
+}
+"""What ITK assumes without a word where a slice has none of these tags."""
 _LPS_FROM_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _UTF8_CODE_PAGE, _LONGEST_NAME = 65001, 32768  # of Windows
 _MM_PER_NIFTI_UNIT = {1: 1e3, 2: 1.0, 3: 1e-3}  # metres, millimetres, micrometres; any other number is no unit
@@ -244,9 +249,10 @@ def _read_dicom_folder(folder: Path, series_uid: Optional[str]) -> StoredImage:
         raise VolumeError(f"the folder {str(folder)!r} has no series {series_uid!r}; it has {listed}")
 
     files = series[series_uid]
+    if len(files) > 1:
+        files, matrix, pixel_types = _ordered_slices(files, f"the series {series_uid}")
     if len(files) == 1:
         return _read_simpleitk(files[0])
-    files, matrix, pixel_types = _ordered_slices(files, f"the series {series_uid}")
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames([name_for_itk(file) for file in files])
     if len(pixel_types) > 1:  # ITK would read all slices in the type that suits the first one's rescaling
@@ -275,23 +281,33 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _ordered_slices(files: Sequence[Path], called: str) -> Tuple[List[Path], NDArray[np.float64], Set[int]]:
-    """A series' files along the slices' normal, ras_from_ijk, and the pixel types that hold each slice's values as its
-    own slope and intercept make them."""
+    """A series' files along the slices' normal without copies, ras_from_ijk, and the pixel types that hold each slice's
+    values as its own slope and intercept make them."""
     import SimpleITK as sitk
 
-    matrices = []
+    slices: Dict[Tuple[str, bytes], Tuple[Path, NDArray[np.float64]]] = {}
     sizes, pixel_types = set(), set()
     for file in files:
         reader = sitk.ImageFileReader()
         reader.SetFileName(name_for_itk(file))
         reader.ReadImageInformation()
-        matrices.append(_ras_from_ijk(reader))
+        matrix = _ras_from_ijk(reader)
+        instance = reader.GetMetaData(_DICOM_INSTANCE) if reader.HasMetaDataKey(_DICOM_INSTANCE) else ""
+        slices.setdefault((instance or file.name, matrix.tobytes()), (file, matrix))
         sizes.add(tuple(reader.GetSize()))
         pixel_types.add(reader.GetPixelID())
     if any(size[2:] > (1,) for size in sizes):
         raise VolumeError(f"{called} has {len(files)} files of many frames each; name one, such as {str(files[0])!r}")
     if len(sizes) > 1:
         raise VolumeError(_MIXED.format(called))
+    for what, tags in _DICOM_ASSUMED.items():
+        if not any(reader.HasMetaDataKey(tag) for tag in tags):
+            logger.warning("%s does not tell its %s", called, what)
+    if len(slices) < len(files):
+        logger.warning("%s: %d files are copies of others and left out", called, len(files) - len(slices))
+    files, matrices = [file for file, _ in slices.values()], [matrix for _, matrix in slices.values()]
+    if len(files) == 1:
+        return files, matrices[0], pixel_types
     order, matrix = _stacked(np.stack(matrices), called)
     return [files[k] for k in order], matrix, pixel_types
 

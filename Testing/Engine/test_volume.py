@@ -3,6 +3,7 @@ from __future__ import annotations
 import ctypes
 import gzip
 import logging
+import shutil
 import sys
 from types import SimpleNamespace
 from typing import Sequence
@@ -509,6 +510,29 @@ def test_missing_dicom_slices_are_reported(tmp_path, ramp_zyx, caplog, capfd):
     assert "uneven distances between its slices (2 to 4 mm)" in caplog.text
     assert volume.spacing_xyz_mm[2] == pytest.approx(2.5)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("slices", [1, 3])
+def test_copies_of_dicom_files_are_left_out(tmp_path, ramp_zyx, caplog, slices):
+    write_dicom_series(tmp_path, ramp_zyx[:slices], OBLIQUE, uid="1.2.3")
+    shutil.copy(tmp_path / "1.2.3-0000.dcm", tmp_path / "copy of 1.dcm")
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.voxels_zyx, ramp_zyx[:slices])
+    np.testing.assert_allclose(volume.grid.ras_from_ijk, OBLIQUE, atol=1e-6)
+    assert "1 files are copies of others and left out" in caplog.text
+
+
+@pytest.mark.parametrize("tag, message", [("PixelSpacing", "1 mm is taken"), ("ImageOrientationPatient", "axial is")])
+def test_what_is_assumed_of_dicom_slices_is_told(tmp_path, ramp_zyx, caplog, tag, message):
+    pydicom = pytest.importorskip("pydicom", reason="a file is changed by pydicom (Python 3.10)")
+    read_volume(write_dicom_series(tmp_path, ramp_zyx, LPS))
+    assert "does not tell" not in caplog.text
+    for path in tmp_path.iterdir():
+        dataset = pydicom.dcmread(path)
+        delattr(dataset, tag)
+        dataset.save_as(path)
+    read_volume(tmp_path)
+    assert "does not tell its" in caplog.text and message in caplog.text
 
 
 def test_a_single_dicom_slice(tmp_path, ramp_zyx):
