@@ -143,6 +143,13 @@ def _check_segment(args: argparse.Namespace) -> None:
     check_output_file(args.output, WRITABLE_SUFFIXES, apart_from=[image, args.restore])
     check_output_file(args.save_prompts, apart_from=[image, args.start])
     check_output_file(args.picture, apart_from=[image, args.start, args.restore])
+    check_output_file(args.picture, (".png",))
+    outputs = [path.resolve() for path in (args.output, args.save_prompts, args.picture) if path is not None]
+    if len(set(outputs)) < len(outputs):
+        raise ConfigError(
+            f"Expected a file of its own for each of mask, prompts and picture, got {', '.join(map(str, outputs))}. "
+            "One would replace the other; name another one."
+        )
 
 
 def _read_image(source: str) -> Any:

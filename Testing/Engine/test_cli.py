@@ -173,12 +173,22 @@ def test_output_for_people(scan, weights, tmp_path, capsys):
         (["--point=-18,0,0", "--device", "quantum"], "quantum"),
         (["--point=-18,0,0", "--save-prompts", "no/such/folder/p.json"], "no/such/folder"),
         (["--point=-18,0,0", "--picture", "no/such/folder/p.png"], "no/such/folder"),
+        (["--point=-18,0,0", "--picture", "p.jpg"], "ends in .png"),
     ],
 )
 def test_what_cannot_be_done_is_explained(segment, arguments, message):
     code, _, summary, errors = segment(*arguments)
     assert code == 1 and summary is None
     assert errors.startswith("famsam segment: ") and message in errors and "Traceback" not in errors
+
+
+def test_the_prompts_do_not_replace_the_mask(scan, tmp_path, capsys):
+    mask = tmp_path / "mask.nii.gz"
+    arguments = ["--point=-18,0,0", "--save-prompts", str(tmp_path / "by" / ".." / mask.name)]
+    (tmp_path / "by").mkdir()
+    assert cli.main(["segment", str(scan[0]), "-o", str(mask), *arguments]) == 1
+    assert "a file of its own for each of mask, prompts and picture" in capsys.readouterr().err
+    assert not mask.exists()
 
 
 @pytest.mark.parametrize("option", ["-o", "--save-prompts", "--picture"])

@@ -45,8 +45,9 @@ class Unfinished:
         return [StructureResult(**{**row, "clicks": list(_clicks(row))}) for row in record["results"]]
 
     def keep(self, case: Case, results: Sequence[StructureResult]) -> None:
-        """Add a finished case, unless a method failed in it, which may not happen again. A full disk is only told."""
-        if any(result.failure is not None for result in results):
+        """Add a finished case with its results, unless a method failed in it, which may not happen again. A full disk
+        is only told."""
+        if not results or any(result.failure is not None for result in results):
             return
         record = {"case": case.name, "files": _stamps(case), "results": [asdict(result) for result in results]}
         try:

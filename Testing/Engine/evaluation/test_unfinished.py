@@ -8,6 +8,8 @@ import os
 import numpy as np
 import pytest
 from Engine.evaluation.samples import Painter, labels_of_case_a, save_image
+from famsam.errors import DatasetError
+from famsam.evaluation.dataset import DatasetOptions
 from famsam.evaluation.harness import EvaluationOptions, evaluate
 from famsam.evaluation.segmenters import SessionSegmenter, setup_of
 from tiny_models import tiny_model
@@ -132,6 +134,13 @@ def test_a_case_in_which_a_method_failed_is_tried_again(two_cases):
 
     path = two_cases / "unfinished.jsonl"
     assert [gone_on(two_cases, path, Failing())[0] for _ in range(3)] == [3, 1, 0]
+
+
+def test_nothing_is_kept_of_cases_without_structures(two_cases):
+    path = two_cases / "unfinished.jsonl"
+    with pytest.raises(DatasetError, match="No structure"):
+        gone_on(two_cases, path, dataset=DatasetOptions(min_voxels=9999))
+    assert not path.exists()
 
 
 def test_a_full_disk_does_not_cost_the_scores(two_cases, caplog):
