@@ -53,8 +53,12 @@ class MixedSource:
     """Draws from several sources with given weights."""
 
     def __init__(self, sources: Sequence[Source], weights: Sequence[float]) -> None:
-        if len(sources) != len(weights) or min(weights) < 0 or sum(weights) <= 0:
-            raise ConfigError(f"Expected a weight for each of {len(sources)} sources, not all 0; got {list(weights)}.")
+        known = len(sources) == len(weights) and all(0 <= weight < math.inf for weight in weights)
+        if not known or sum(weights) <= 0:
+            raise ConfigError(
+                f"Expected a finite weight of at least 0 for each of {len(sources)} sources, not all 0; got "
+                f"{list(weights)}."
+            )
         self.sources, self.weights = list(sources), list(weights)
 
     def __call__(self, size: int, dice: Dice) -> Sample:

@@ -551,7 +551,7 @@ def test_sources_are_mixed_by_weight():
     for _ in range(300):
         mixed(32, dice)
     assert 170 < drawn["a"] < 250 and drawn["c"] == 0
-    for weights in ([0.0, 0.0, 0.0], [1.0, -1.0, 1.0], [1.0]):
+    for weights in ([0.0, 0.0, 0.0], [1.0, -1.0, 1.0], [1.0, float("nan"), 1.0], [1.0, float("inf"), 1.0], [1.0]):
         with pytest.raises(ConfigError, match="weight"):
             MixedSource([named(name) for name in drawn], weights)
 
