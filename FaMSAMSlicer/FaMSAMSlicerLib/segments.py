@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any, Dict, Optional, Tuple
+from dataclasses import dataclass
+from typing import Any, Dict, Optional, Sequence, Tuple
 
 import numpy as np
 import slicer
@@ -16,6 +17,9 @@ Index3 = Tuple[int, int, int]
 
 _INSIDE = 255
 _HALF = 128
+_SAME_GRID = 1e-6
+_TOLERANCE = 1e-2
+"""Voxels by which a place may seem to be outside of a scan that it is in."""
 
 
 def labelmap_view(image: Any) -> np.ndarray:
@@ -38,6 +42,14 @@ def image_matrix(image: Any) -> np.ndarray:
     matrix = vtk.vtkMatrix4x4()
     image.GetImageToWorldMatrix(matrix)
     return matrix_from_vtk(matrix)
+
+
+def is_on_grid_of(reference: Any, segment: Any) -> bool:
+    """Whether a segment's labelmap, if it has voxels, lies on the grid of a ``vtkOrientedImageData``."""
+    image = segment.GetRepresentation("Binary labelmap")
+    if image is None or image.GetNumberOfPoints() == 0:
+        return True
+    return bool(np.allclose(image_matrix(image), image_matrix(reference), rtol=0, atol=_SAME_GRID))
 
 
 def mask_print(segment: Any) -> str:
@@ -128,31 +140,86 @@ def segment_on_grid(
     return (part, (z, y, x)) if part.any() else None
 
 
-def modifier_labelmap(mask_zyx: np.ndarray, low_xyz: np.ndarray, seg_from_ijk: np.ndarray, reference: Any) -> Any:
-    """The labelmap to hand to ``modifySelectedSegmentByLabelmap``: on the reference grid, as small as the mask.
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A mask that is a part of a grid."""
+
+    mask_zyx: np.ndarray
+    """(z, y, x) bool."""
+    low_xyz: np.ndarray
+    """(3,) index of its first voxel in the grid."""
+    seg_from_ijk: np.ndarray
+    """(4, 4) of the grid, in the segmentation's own coordinates."""
+
+
+def segment_beyond(segment: Any, seg_from_ijk: np.ndarray, size_zyx: Index3) -> Optional[Part]:
+    """What of a segment lies outside of a scan.
+
+    Args:
+        segment: which one.
+        seg_from_ijk: (4, 4) of the scan's grid, in the segmentation's own coordinates.
+        size_zyx: of the scan's grid.
+
+    Returns:
+        a part of the segment's own grid; None if there is nothing.
+    """
+    from famsam.geometry import box_slices
+
+    _text, box = _print_and_box(segment)
+    if box is None:
+        return None
+    image = segment.GetRepresentation("Binary labelmap")
+    low_xyz, high_xyz = np.array(box[0][::-1]), np.array(box[1][::-1])
+    first_xyz, matrix = np.array(image.GetExtent()[::2]) + low_xyz, image_matrix(image)
+    scan_from_part = np.linalg.inv(seg_from_ijk) @ matrix @ _translation(first_xyz)
+
+    def is_outside(x: np.ndarray, y: np.ndarray, z: float) -> np.ndarray:
+        outside = np.zeros(np.broadcast_shapes(x.shape, y.shape), dtype=bool)
+        for (by_x, by_y, by_z, start), count in zip(scan_from_part[:3], size_zyx[::-1]):
+            index = by_x * x + by_y * y + (by_z * z + start)
+            outside |= (index < -0.5 - _TOLERANCE) | (index > count - 0.5 + _TOLERANCE)
+        return outside
+
+    size_x, size_y, size_z = (int(n) for n in high_xyz - low_xyz)
+    ends_x, ends_y = np.array([0, size_x - 1]), np.array([[0], [size_y - 1]])
+    if not any(is_outside(ends_x, ends_y, z).any() for z in (0, size_z - 1)):
+        return None
+    mask_zyx = labelmap_view(image)[box_slices(box)] == segment.GetLabelValue()
+    x, y = np.arange(size_x), np.arange(size_y)[:, None]
+    for z, slice_yx in enumerate(mask_zyx):
+        slice_yx &= is_outside(x, y, z)
+    return Part(mask_zyx, first_xyz, matrix) if mask_zyx.any() else None
+
+
+def modifier_labelmap(parts: Sequence[Part], reference: Any) -> Any:
+    """The labelmap to hand to ``modifySelectedSegmentByLabelmap``: on the reference grid, as small as what is in it.
 
     A part of the full grid is described by its extent, never by another origin: Slicer's intensity masking needs that.
 
     Args:
-        mask_zyx: (z, y, x) bool, a part of the scan's grid.
-        low_xyz: (3,) index of its first voxel in that grid.
-        seg_from_ijk: (4, 4) of the scan's grid, in the segmentation's own coordinates.
+        parts: what is in it.
         reference: the Segment Editor's reference geometry image.
     """
     matrix = image_matrix(reference)
     extent = reference.GetExtent()
     limits_low, limits_high = np.array(extent[::2]), np.array(extent[1::2])
-    mask, low = resampled(mask_zyx, seg_from_ijk, np.asarray(low_xyz), matrix)
-    start = np.maximum(low, limits_low)
-    stop = np.minimum(low + mask.shape[::-1], limits_high + 1)
-    if mask.size == 0 or (stop <= start).any():
-        corner = [int(v) for v in limits_low]
-        return labelmap((corner[0], corner[0], corner[1], corner[1], corner[2], corner[2]), matrix)
-    bounds = [int(v) for pair in zip(start, stop - 1) for v in pair]
+    found = []
+    for part in parts:
+        mask, low = resampled(part.mask_zyx, part.seg_from_ijk, np.asarray(part.low_xyz), matrix)
+        start, stop = np.maximum(low, limits_low), np.minimum(low + mask.shape[::-1], limits_high + 1)
+        if mask.size and (stop > start).all():
+            found.append((start, stop, mask[_slices(start - low, stop - low)]))
+    low = np.min([start for start, _stop, _mask in found], axis=0) if found else limits_low
+    high = np.max([stop for _start, stop, _mask in found], axis=0) - 1 if found else limits_low
+    bounds = [int(v) for pair in zip(low, high) for v in pair]
     image = labelmap((bounds[0], bounds[1], bounds[2], bounds[3], bounds[4], bounds[5]), matrix)
-    inside = tuple(slice(int(a - o), int(b - o)) for a, b, o in zip(start[::-1], stop[::-1], low[::-1]))
-    labelmap_view(image)[:] = mask[inside]
+    for start, stop, mask in found:
+        labelmap_view(image)[_slices(start - low, stop - low)] |= mask
     return image
+
+
+def _slices(start_xyz: np.ndarray, stop_xyz: np.ndarray) -> Tuple[slice, ...]:
+    return tuple(slice(int(a), int(b)) for a, b in zip(start_xyz[::-1], stop_xyz[::-1]))
 
 
 def resampled(

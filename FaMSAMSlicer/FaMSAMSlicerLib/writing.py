@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 import slicer
@@ -11,15 +11,17 @@ import slicer
 from .asking import Question, grid_of, place_of
 from .engine import Outcome
 from .prompts import SegmentState, moved, write_state
-from .segments import mask_print, modifier_labelmap
+from .segments import Part, is_on_grid_of, mask_print, modifier_labelmap, segment_beyond
 
 
 def write_outcome(effect: Any, question: Question, outcome: Outcome, segment: Any) -> None:
-    """The mask, and with it the prompts that made it."""
+    """The mask, and with it the prompts that made it. What of the segment lies outside of the scan stays as it is."""
     asked, scan = question.asked, question.request.scan
     seg_from_scan = np.linalg.inv(question.scan_from_seg)
     seg_from_ijk = seg_from_scan @ scan.ras_from_ijk
-    _write(effect, asked.node, asked.segment_id, outcome.mask_zyx, outcome.low_xyz, seg_from_ijk)
+    beyond = segment_beyond(segment, seg_from_ijk, scan.voxels_zyx.shape)
+    parts = [Part(outcome.mask_zyx, outcome.low_xyz, seg_from_ijk), *([beyond] if beyond is not None else [])]
+    _write(effect, asked.node, asked.segment_id, parts)
     base = None if outcome.base is None else {**outcome.base, "image": grid_of(scan)}
     prompts = moved(outcome.prompts, seg_from_scan)
     place = place_of(segment, scan, question.scan_from_seg)
@@ -28,15 +30,17 @@ def write_outcome(effect: Any, question: Question, outcome: Outcome, segment: An
 
 def write_nothing(effect: Any, node: Any, segment_id: str, segment: Any) -> None:
     """No mask and no prompts."""
-    _write(effect, node, segment_id, np.zeros((0, 0, 0), bool), np.zeros(3, int), np.eye(4))
+    _write(effect, node, segment_id, [])
     write_state(segment, SegmentState())
 
 
-def _write(effect: Any, node: Any, segment_id: str, mask_zyx: Any, low_xyz: Any, seg_from_ijk: Any) -> None:
+def _write(effect: Any, node: Any, segment_id: str, parts: Sequence[Part]) -> None:
     with _selected(effect.parameterSetNode(), node, segment_id):
-        labelmap = modifier_labelmap(mask_zyx, low_xyz, seg_from_ijk, effect.referenceGeometryImage())
-        mode = slicer.qSlicerSegmentEditorAbstractEffect.ModificationModeSet
-        effect.modifySelectedSegmentByLabelmap(labelmap, mode)
+        reference, modes = effect.referenceGeometryImage(), slicer.qSlicerSegmentEditorAbstractEffect
+        if not is_on_grid_of(reference, node.GetSegmentation().GetSegment(segment_id)):
+            # Slicer takes a segment that was copied from elsewhere to this grid, but fails to replace it by the way
+            effect.modifySelectedSegmentByLabelmap(modifier_labelmap([], reference), modes.ModificationModeAdd)
+        effect.modifySelectedSegmentByLabelmap(modifier_labelmap(parts, reference), modes.ModificationModeSet)
 
 
 @contextmanager

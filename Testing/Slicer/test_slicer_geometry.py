@@ -10,7 +10,7 @@ import pytest
 import slicer
 import vtk
 from FaMSAMSlicerLib.scans import Scan
-from FaMSAMSlicerLib.segments import resampled
+from FaMSAMSlicerLib.segments import resampled, segment_beyond
 from FaMSAMSlicerLib.spaces import transformed
 from worlds import dice, two_balls
 
@@ -234,3 +234,77 @@ def test_resampled_agrees_with_asking_every_voxel(name):
     expected = np.zeros(out.size, bool)
     expected[inside] = mask[tuple(nearest[::-1, inside])]
     assert dice(out.ravel(), expected) > 0.93
+
+
+def part_of_the_scan(world, first_x: int, turned: bool = False):
+    """A volume that holds the scan from a column on; turned by half a turn about S, or not."""
+    voxels, matrix = slicer.util.arrayFromVolume(world.volume)[:, :, first_x:], affine(np.eye(3), (first_x, 0, 0))
+    if turned:
+        _depth, height, width = voxels.shape
+        matrix = matrix @ affine(np.diag([-1.0, -1.0, 1.0]), (width - 1, height - 1, 0))
+        voxels = voxels[:, ::-1, ::-1]
+    return host.volume(np.ascontiguousarray(voxels), matrix, "part")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_what_of_a_segment_lies_outside_of_the_scan_stays(world, turned):
+    """As where the source volume is a cropped one, or another field of view than that in which the segment was made."""
+    world.segmentation.GetSegmentation().AddEmptySegment("third", "third")
+    host.set_segment(world.segmentation, "third", world.balls[0])  # shares its labelmap
+    host.set_segment(world.segmentation, "first", world.balls[0])
+    first_x = 12  # in the middle of that ball
+    world.effect.node.SetOverwriteMode(world.effect.node.OverwriteNone)
+    world.effect.select(world.segmentation, part_of_the_scan(world, first_x, turned), "first")
+    outside = world.balls[0].copy()
+    outside[:, :, first_x:] = False
+    assert outside.any()
+    for ball, offset, positive in ((1, (0, 0, 0), True), (1, (1, 0, 0), True), (0, (0, 0, 4), False)):
+        world.click(world.centre(ball, offset), positive)
+        assert not world.controller.status.is_error, world.controller.status.message
+        np.testing.assert_array_equal(world.mask()[:, :, :first_x], outside[:, :, :first_x])
+    assert len(world.controller.state.prompts) == 3 and dice(world.mask() & world.balls[1], world.balls[1]) > 0.7
+    np.testing.assert_array_equal(world.mask("third"), world.balls[0])
+    world.controller.reset_segment()
+    assert not world.mask().any()
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_what_lies_outside_of_a_grid_is_what_every_voxel_says(world, name):
+    mask = np.random.default_rng(2).random(world.size_zyx) > 0.5
+    host.set_segment(world.segmentation, "first", mask)
+    seg_from_ijk, size_zyx = affine(np.eye(3), (3, 4, 5)) @ GRIDS[name], (11, 12, 13)
+    part = segment_beyond(world.controller.segment, seg_from_ijk, size_zyx)
+    found = np.zeros_like(mask)
+    x, y, z = part.low_xyz
+    found[tuple(slice(a, a + n) for a, n in zip((z, y, x), part.mask_zyx.shape))] = part.mask_zyx
+    where = np.indices(mask.shape).reshape(3, -1)[::-1]
+    index = (np.linalg.inv(seg_from_ijk) @ np.vstack([where, np.ones(mask.size)]))[:3]
+    beside = np.maximum(-0.5 - index, index - np.array(size_zyx[::-1])[:, None] + 0.5).max(0).reshape(mask.shape)
+    is_clear = np.abs(beside) > 0.02  # voxels from the grid's faces
+    np.testing.assert_array_equal(found[is_clear], (mask & (beside > 0))[is_clear])
+    assert segment_beyond(world.controller.segment, affine(np.eye(3), (-1, -1, -1)), (40, 40, 45)) is None
+
+
+@pytest.mark.parametrize("origin", [(-3.5, -2.25, 0), (-3, -2, 0)])
+@pytest.mark.parametrize("other", [False, True])
+def test_a_segment_copied_from_another_geometry_is_replaced_as_a_whole(world, origin, other):
+    """Slicer's own way of replacing leaves some of it where it lies on another grid than the segmentation's."""
+    size_zyx = (30, 44, 48)
+    elsewhere = host.segmentation(host.volume(np.zeros(size_zyx, np.int16), affine(np.eye(3), origin), "big"), "copied")
+    mask = np.zeros(size_zyx, bool)
+    mask[:, 2:38, 3:43] = world.balls[0] | world.balls[1]
+    host.set_segment(elsewhere, "copied", mask)
+    world.segmentation.GetSegmentation().CopySegmentFromSegmentation(elsewhere.GetSegmentation(), "copied")
+    if other:
+        host.set_segment(world.segmentation, "second", world.balls[1])
+    world.select("copied")
+    world.effect.node.SetOverwriteMode(world.effect.node.OverwriteNone)
+    world.click(world.centre(0), positive=False)
+    np.testing.assert_array_equal(world.mask("copied"), engine_mask(world))
+    assert dice(world.mask("copied"), world.balls[1]) > 0.7
+    np.testing.assert_array_equal(world.mask("second"), world.balls[1] if other else np.zeros_like(world.balls[1]))
+    world.effect.undo()
+    assert (world.controller.segment.GetRepresentation("Binary labelmap").GetOrigin()) == pytest.approx(origin)
+    world.effect.redo()
+    world.controller.reset_segment()
+    assert not world.mask("copied").any()
