@@ -26,6 +26,8 @@ class Question:
     request: Request
     scan_from_seg: np.ndarray
     """(4, 4), the segmentation's own coordinates -> the volume's own."""
+    ended: int
+    """So many of the segment's prompts, the first ones, end with it, since something else has edited the segment."""
     before: Tuple[str, str]
     """``fingerprint`` of the segment when it was asked: if it is another by then, ask again."""
 
@@ -41,7 +43,7 @@ def question(asked: Asked, segment: Any, choice: ModelChoice) -> Question:
     start = _start(state, segment, asked, scan, to_scan)
     ended = len(state.prompts) - len(start.prompts)
     steps = [_session_step(step, to_scan, ended) for step in asked.steps]
-    return Question(asked, Request(scan, choice, start, steps), to_scan, before)
+    return Question(asked, Request(scan, choice, start, steps), to_scan, ended, before)
 
 
 def fingerprint(segment: Any) -> Tuple[str, str]:

@@ -487,6 +487,7 @@ class Controller(Selection):
             write_outcome(self.effect, running.question, outcome, segment)
         finally:
             self._is_writing = False
+        self._waiting.renumber(asked.node, asked.segment_id, running.question.ended)
         self.sync()
         message, is_error = _("Ready"), False
         if outcome.errors:

@@ -76,6 +76,17 @@ class Waiting:
         """No preview any more."""
         self._asked = [asked for asked in self._asked if not asked.is_preview]
 
+    def renumber(self, node: Any, segment_id: str, ended: int) -> None:
+        """The first prompts of a segment have ended: what was to be done to them is left out."""
+
+        def left(asked: Asked) -> Tuple[Step, ...]:
+            steps = [step for step in asked.steps if not 0 <= step.index < ended]
+            return tuple(replace(step, index=step.index - ended) if step.index >= 0 else step for step in steps)
+
+        if ended:
+            done = [replace(a, steps=left(a)) if a.is_for(node, segment_id) else a for a in self._asked]
+            self._asked = [asked for asked in done if asked.steps]
+
     def drop(self, node: Any, segment_id: str) -> None:
         """Nothing any more for one segment."""
         self._asked = [asked for asked in self._asked if not asked.is_for(node, segment_id)]

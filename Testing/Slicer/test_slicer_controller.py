@@ -69,6 +69,22 @@ def test_only_the_newest_of_waiting_moves_is_computed(held):
     assert alone * 2 == held.model.decodes, "two requests: the first move, and the last"
 
 
+@pytest.mark.parametrize("moved", [0, 1])
+def test_a_point_moved_while_a_click_ends_the_points_before_it_is_the_one_that_was_meant(held, moved):
+    held.click(held.centre(0))
+    painted = held.mask()
+    painted[2:5, 2:6, 2:6] = True
+    host.set_segment(held.segmentation, "first", painted)
+    held.model.gate.clear()
+    held.controller.click(held.centre(1))  # goes on from what was painted: the first point ends
+    held.controller.points.node.SetNthControlPointPosition(moved, *held.centre(1, (2, 0, 0)))
+    held.model.gate.set()
+    held.settle()
+    (left,) = held.controller.state.prompts
+    assert left["ras_mm"] == pytest.approx(held.centre(1, (2 * moved, 0, 0)))
+    assert shown(held)[0] == pytest.approx(left["ras_mm"]) and not held.controller.status.is_error
+
+
 def test_a_drag_is_one_step_for_undo(world):
     world.click(world.centre(0))
     before = world.mask()
