@@ -136,7 +136,8 @@ class Session:
 
         Args:
             decodes: 1 for the probabilities behind the mask, which cost no decoding; more for their mean over so many
-                decodes with clicks moved a little, half of them without the mask before.
+                decodes with clicks moved a little, half of them without the mask before (but for FastSAM3D, which
+                knows of earlier clicks by that alone).
 
         Raises:
             SessionError: no prompt has been given since the scan was set, or the mask was set or reset.

@@ -50,9 +50,10 @@ def uncertainty_of(
     answers = [last.logits.float()]
     prior = segmenter.prior(last.view, before)
     several = segmenter.shows_several(prompts, prior)
+    needs_prior = segmenter.model.newest_point_only  # it is all that such a model knows of the other clicks
     for number in range(1, decodes):
         moved = _jittered(prompts, last.view, segmenter, seed=number)
-        given = prior if number % 2 == 0 else None
+        given = prior if needs_prior or number % 2 == 0 else None
         answers.append(segmenter.decode(segmenter.embedding(last.view), last.view, moved, given, several)[0])
     mean = answers[0] if len(answers) == 1 else torch.stack([a.sigmoid() for a in answers]).mean(0).logit(eps=1e-4)
     calibration = segmenter.model.calibration

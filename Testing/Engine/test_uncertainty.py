@@ -15,6 +15,7 @@ from famsam.segmenter import Prediction, Segmenter
 from famsam.session import Session
 from famsam.uncertainty import uncertainty_of
 from famsam.volume import Volume
+from tiny_models import tiny_model
 
 TINY = FamsamConfig(
     stem_channels=(8, 8, 8, 8), token_channels=16, depth=1, heads=2, decoder_channels=(8, 8, 16), decoder_depth=1
@@ -106,6 +107,23 @@ def test_one_click_is_moved_as_it_was_made_with_the_most_trusted_alternative(mon
     del asked[:]
     session.uncertainty(3)
     assert asked == [False, False]
+
+
+@pytest.mark.parametrize("name, without", [("sam_med3d", 1), ("fastsam3d", 0)])
+def test_a_model_that_sees_the_newest_click_alone_has_the_mask_before_in_every_decode(name, without, monkeypatch):
+    model = tiny_model(name)
+    session, decode, priors = Session(model), model.decode, []
+    session.set_image(blob_volume())
+    for place, positive in (((20, 22, 18), True), ((20, 22, 22), False)):
+        session.add_point(tuple(session.volume.grid.ras_from_zyx_points(place)), positive)
+
+    def noted(embedding, points, labels, prior=None, multimask=False):
+        priors.append(prior)
+        return decode(embedding, points, labels, prior, multimask)
+
+    monkeypatch.setattr(model, "decode", noted)
+    session.uncertainty(3)
+    assert [bool(prior.any()) for prior in priors].count(False) == without
 
 
 def test_asking_changes_nothing():
