@@ -60,6 +60,6 @@ def _unpacked(text: str, expected: int, what: str) -> bytes:
             f"the voxels of {what} must be zlib-compressed and in base64, which these are not: {error}"
         ) from None
     if len(packed) != expected or not unzip.eof:
-        more = "more" if len(packed) > expected or not unzip.eof else f"{len(packed)} bytes"
-        raise PromptError(f"{what} packs to {expected} bytes, these are {more}")
+        got = "more" if len(packed) > expected else f"{len(packed)}{'' if unzip.eof else ' and cut off'}"
+        raise PromptError(f"{what} packs to {expected} bytes, these are {got}")
     return packed

@@ -384,6 +384,8 @@ def test_not_a_number_and_broken_json(client: httpx.Client, session: str) -> Non
 def test_bombs_and_lies_in_masks(client: httpx.Client, session: str) -> None:
     bomb = b64encode(zlib.compress(b"\0" * (200 * MIB), 9)).decode()
     assert "more" in refused(client.put(f"/v1/sessions/{session}/mask", json={"bits": bomb}), 422)
+    cut_off = b64encode(zlib.compress(b"\0" * 1680)[:-1]).decode()
+    assert "cut off" in refused(client.put(f"/v1/sessions/{session}/mask", json={"bits": cut_off}), 422)
     for body in (
         {"bits": "not base64!"},
         {"bits": b64encode(b"not zlib").decode()},
