@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .geometry import Box, Grid, bounding_box, box_slices
+from .model.fusion_decoder import halved
 from .pieces import pieces_of
-from .resample import CPU, CropBox, copy_as_floats, extract_crop, logit_blocks
+from .resample import CPU, CropBox, copy_as_floats, logit_blocks
 
 SMOOTHNESS = 0.1
 """The filter's epsilon, in units of the intensities' variance at the border: fits to contrasts below a third of their
@@ -36,13 +37,31 @@ REACH = 3
 """The logits' voxels around the undecided ones that are looked at."""
 
 
+def guide_of(crop_ZYX: Tensor, inside_ZYX: Tensor, n: int) -> Tensor:
+    """A view's crop -> the intensities where its logits are (n, n, n): means over the voxels inside the scan.
+
+    Args:
+        crop_ZYX, inside_ZYX: see ``extract_crop``; their edge is n times a power of two.
+    """
+    intensities, share = crop_ZYX[None, None], inside_ZYX[None, None].float()
+    while intensities.shape[-1] > n:
+        intensities, share = halved(intensities), halved(share)
+    return (intensities / share.clamp_min(1e-6))[0, 0]
+
+
 def paste_guided(
-    logits_nnn: Tensor, scan_zyx: Union[NDArray[Any], Tensor], grid: Grid, view: CropBox, device: torch.device = CPU
+    logits_nnn: Tensor,
+    guide_nnn: Tensor,
+    scan_zyx: Union[NDArray[Any], Tensor],
+    grid: Grid,
+    view: CropBox,
+    device: torch.device = CPU,
 ) -> Tuple[NDArray[np.bool_], Optional[Box]]:
     """Logits of a view -> the mask of what the filter makes positive, on the scan's voxels.
 
     Args:
         logits_nnn: (n, n, n) float, axes z, y, x.
+        guide_nnn: ``guide_of`` the view, on the device.
         scan_zyx: the whole scan's intensities on the canonical axes.
         grid: the scan's canonical grid.
         view: the cube that the logits divide.
@@ -61,8 +80,8 @@ def paste_guided(
     region = view.voxels_reached(grid, bounds, len(logits_nnn))
     if region is None:
         return nothing
-    cube, logits_mmm = _cube_around(bounds, logits_nnn, view, grid)
-    fields = _linear_fits(logits_mmm.to(device), extract_crop(scan_zyx, grid, cube)[0].to(device))
+    cube, part = _cube_around(bounds, len(logits_nnn), view, grid)
+    fields = _linear_fits(logits_nnn[part].to(device), guide_nnn[part])
     mask_zyx = _evaluated(*fields, scan_zyx, grid, cube, region, device)
     _drop_crumbs(mask_zyx, region, logits_nnn, view, grid)
     return mask_zyx, region
@@ -114,16 +133,15 @@ def _drop_crumbs(mask_zyx: NDArray[np.bool_], region: Box, logits_nnn: Tensor, v
     np.put(mask_zyx, places_N[small[piece_N]], False)
 
 
-def _cube_around(bounds: Box, logits_nnn: Tensor, view: CropBox, grid: Grid) -> Tuple[CropBox, Tensor]:
+def _cube_around(bounds: Box, n: int, view: CropBox, grid: Grid) -> Tuple[CropBox, Tuple[slice, ...]]:
     """The smallest cube that holds a box of the logits' voxels and ``REACH`` more on each side, as far as the view
-    goes, and its logits."""
-    n = len(logits_nnn)
+    goes, and which logits are in it."""
     low, high = np.maximum(np.array(bounds[0]) - REACH, 0), np.minimum(np.array(bounds[1]) + REACH, n)
     m = int((high - low).max())
     low = np.minimum(low, n - m)
     step = view.size / n
     z, y, x = view.points_from_crop((low + m / 2) * step - 0.5, grid).tolist()
-    return CropBox((z, y, x), view.spacing_mm * step, m), logits_nnn[tuple(slice(at, at + m) for at in low)]
+    return CropBox((z, y, x), view.spacing_mm * step, m), tuple(slice(at, at + m) for at in low.tolist())
 
 
 def _linear_fits(logits_mmm: Tensor, guide_mmm: Tensor) -> Tuple[Tensor, Tensor, Tensor]:

@@ -22,7 +22,7 @@ from .compact_mask import CompactMask
 from .contrast import cut_around, intensity_at, level_step
 from .embeddings import Embeddings
 from .geometry import Box, Grid, bounding_box, box_slices, union
-from .guided_filter import paste_guided
+from .guided_filter import guide_of, paste_guided
 from .model.base import Embedding, PromptableModel
 from .model.prompt_maps import BOX_LOWER, BOX_UPPER, NEGATIVE, POSITIVE, one_way, restrained
 from .pieces import bounds_of_piece_nearest, piece_at, pieces_of
@@ -135,6 +135,7 @@ class Segmenter:
         self._scan = self._scan_on_gpu() if on_gpu else self.voxels_zyx
         self._pasting = model.device if on_gpu else torch.device("cpu")
         self._crop: Optional[Tuple[CropBox, Tensor, Tensor]] = None  # the last one, with what of it lies in the scan
+        self._guide: Optional[Tuple[CropBox, Tensor]] = None  # of the last view whose logits followed the scan's edges
         self._timings = _no_timings()
 
     def _scan_on_gpu(self) -> Union[NDArray[Any], Tensor]:
@@ -380,9 +381,7 @@ class Segmenter:
         if kept is not None:
             return kept
         with _Clock(self._timings, "crop"):
-            if self._crop is None or self._crop[0] != view:  # else it is seen in a second contrast
-                self._crop = (view, *extract_crop(self._scan, self.grid, view))
-            _, crop, inside = self._crop
+            crop, inside = self._crop_of(view)
             if middle is not None:
                 crop = cut_around(crop, inside, middle)
             normalised = self._caller.normalise(crop, inside)
@@ -390,6 +389,18 @@ class Segmenter:
             embedding = self._caller.encode(normalised)
         self._embeddings.keep(_seen(view, middle), embedding)
         return embedding
+
+    def _crop_of(self, view: CropBox) -> Tuple[Tensor, Tensor]:
+        """``extract_crop``, once for what is seen in two contrasts or guides its logits."""
+        if self._crop is None or self._crop[0] != view:
+            self._crop = (view, *extract_crop(self._scan, self.grid, view))
+        return self._crop[1:]
+
+    def _guide_of(self, view: CropBox) -> Tensor:
+        """``guide_of`` the logits of a view."""
+        if self._guide is None or self._guide[0] != view:
+            self._guide = view, guide_of(*self._crop_of(view), self.model.mask_size)
+        return self._guide[1]
 
     def decode(
         self, embedding: Embedding, view: CropBox, prompts: Prompts, prior: Optional[Tensor], several: bool = False
@@ -518,7 +529,7 @@ class Segmenter:
         if region is None:
             return mask
         if self.model.follows_edges and logits.shape[-1] == self.model.mask_size:
-            voxels, box = paste_guided(logits[0, 0], self._scan, self.grid, view, self._pasting)
+            voxels, box = paste_guided(logits[0, 0], self._guide_of(view), self._scan, self.grid, view, self._pasting)
         else:  # what closer tiles found is about as fine as the scan
             voxels, box = paste_logits(logits[0, 0], self.grid, view, device=self._pasting)
         return mask.replaced(region, voxels, box[0] if box else region[0])

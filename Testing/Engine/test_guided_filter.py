@@ -7,8 +7,7 @@ import pytest
 import torch
 from famsam import guided_filter
 from famsam.geometry import Grid, box_slices
-from famsam.guided_filter import paste_guided
-from famsam.resample import CropBox, paste_logits
+from famsam.resample import CropBox, extract_crop, paste_logits
 
 SPACING = (1.0, 0.8, 0.9)
 GRID = Grid((60, 70, 64), np.diag([SPACING[2], SPACING[1], SPACING[0], 1.0]))
@@ -31,6 +30,11 @@ def logits_of_ball(radius_mm, centre=(30.0, 34.5, 31.0), softness_mm=1.5):
     at = (np.arange(32) + 0.5) * VIEW.size / 32 - 0.5
     places = VIEW.points_from_crop(np.stack(np.meshgrid(at, at, at, indexing="ij"), axis=-1), GRID)
     return torch.from_numpy(np.clip((radius_mm - away_mm(places, centre)) / softness_mm, -6, 6)).float()
+
+
+def paste_guided(logits, scan, grid, view):
+    guide = guided_filter.guide_of(*extract_crop(scan, grid, view), len(logits))
+    return guided_filter.paste_guided(logits, guide, scan, grid, view)
 
 
 def whole(found):
@@ -106,3 +110,11 @@ def test_a_structure_that_fills_the_view_is_cut_at_its_faces():
     expected = np.zeros_like(mask)
     expected[box_slices(VIEW.image_box(GRID))] = True
     assert (mask == expected).all()
+
+
+def test_the_guide_at_the_faces_of_the_scan_is_that_of_what_lies_inside():
+    crop, inside = torch.full((8, 8, 8), -900.0), torch.ones(8, 8, 8, dtype=torch.bool)
+    crop[:3], inside[:3] = 0, False
+    guide = guided_filter.guide_of(crop, inside, 4)
+    assert (guide[1:] == -900).all() and (guide[0] == 0).all()
+    assert guided_filter.guide_of(crop, inside, 2).shape == (2, 2, 2)

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ..geometry import box_slices
-from ..guided_filter import paste_guided
+from ..guided_filter import guide_of, paste_guided
 from ..model.base import PromptableModel
 from ..resample import CPU, CropBox, extract_crop, held_on, mask_to_crop, paste_logits
 from ..session import Session
@@ -114,6 +114,7 @@ class StageCalls:
         self.view = CropBox((z, y, x), 1.5)
         self.voxels_zyx = volume.canonical.to_canonical(volume.voxels_zyx)
         self.scan = self.voxels_zyx if device.type == "cpu" else held_on(device, self.voxels_zyx)
+        self.guide = guide_of(*extract_crop(self.scan, self.grid, self.view), edge)
         squares = np.linspace(-1, 1, edge) ** 2
         ball = 4 - 16 * (squares[:, None, None] + squares[:, None] + squares)  # of half the view's edge
         self.logits = torch.from_numpy(ball).float()
@@ -140,7 +141,7 @@ class StageCalls:
             "resample": self.crop,
             "prior": lambda: mask_to_crop(self.mask_zyx, self.grid, self.view, len(self.logits)),
             "paste": lambda: paste_logits(self.logits, self.grid, self.view, device=self.device),
-            "paste guided": lambda: paste_guided(self.logits, self.scan, self.grid, self.view, self.device),
+            "paste guided": lambda: paste_guided(self.logits, self.guide, self.scan, self.grid, self.view, self.device),
         }
 
     def work(self) -> Dict[str, Work]:
