@@ -11,7 +11,6 @@ from typing import List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -41,10 +40,16 @@ class Tiling:
         self._view, self._logits, self._factor, self._n = view, logits, factor, logits.shape[-1]
         self.origins = tiles((logits[0, 0] > 0).numpy(), factor, most, near_zyx, size=self._n)
 
-    @cached_property
-    def _whole(self) -> Tensor:
-        """The coarse logits on the fine grid."""
-        return F.interpolate(self._logits, scale_factor=float(self._factor), mode="trilinear")
+    def _coarse(self, origin_ZYX: Corner, size_ZYX: Corner) -> Tensor:
+        """The coarse logits, interpolated in a part of the fine grid, (1, 1, Z, Y, X)."""
+        part = self._logits
+        for axis, low, count in zip((2, 3, 4), origin_ZYX, size_ZYX):
+            places = ((torch.arange(low, low + count) + 0.5) / self._factor - 0.5).clamp(0, self._n - 1)
+            knots = torch.arange(int(places[0]), math.ceil(places[-1]) + 1)
+            hats = (1 - (places[:, None] - knots).abs()).clamp_min(0)
+            needed = part.narrow(axis, int(knots[0]), len(knots))
+            part = (needed.movedim(axis, -1) @ hats.T).movedim(-1, axis)
+        return part.contiguous()
 
     @cached_property
     def _low(self) -> NDArray[np.int_]:
@@ -55,7 +60,7 @@ class Tiling:
     def _sums(self) -> Tuple[Tensor, Tensor]:
         """Of what the tiles cover together: logits times weights, and weights."""
         size = np.max(self.origins, axis=0) + self._n - self._low
-        total = self._whole[_cube(self._low, size)] * 1e-3
+        total = self._coarse(self._low, size) * 1e-3
         return total, torch.full_like(total, 1e-3)
 
     def view_of(self, origin_ZYX: Index3, grid: Grid) -> CropBox:
@@ -67,7 +72,7 @@ class Tiling:
 
     def prior(self, origin_ZYX: Index3) -> Tensor:
         """The coarse view's logits in a tile, (1, 1, n, n, n)."""
-        return self._whole[_cube(origin_ZYX, (self._n,) * 3)].clamp(-6, 6)
+        return self._coarse(origin_ZYX, (self._n,) * 3).clamp(-6, 6)
 
     def add(self, origin_ZYX: Index3, logits: Tensor) -> None:
         """A tile's own logits."""
@@ -80,9 +85,10 @@ class Tiling:
         """The coarse logits with all tiles in their places, (1, 1, Z, Y, X); as they were if there are none."""
         if not self.origins:
             return self._logits
+        whole = self._coarse((0, 0, 0), (self._n * self._factor,) * 3)
         total, weight = self._sums
-        self._whole[_cube(self._low, total.shape[2:])] = total / weight
-        return self._whole
+        whole[_cube(self._low, total.shape[2:])] = total / weight
+        return whole
 
 
 def tiles(
