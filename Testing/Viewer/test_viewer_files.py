@@ -241,6 +241,31 @@ def test_of_two_scans_opened_at_once_the_second_is_shown(tab: Tab, tmp_path: Pat
     tab.get("famsam.work.inFile = true")
 
 
+def test_a_scan_whose_views_do_not_arrive_is_not_taken_for_the_one_before(tab: Tab, tmp_path: Path) -> None:
+    (tmp_path / "other.nii").write_bytes(nifti_bytes(ball_zyx()[:, :, 2:]))
+    tab.page.route("**/image.nii", lambda route: route.abort("connectionreset"), times=1)
+    tab.page.set_input_files("#file", str(tmp_path / "other.nii"))
+    tab.until("!document.getElementById('alert').hidden")
+    tab.page.mouse.move(400, 300)
+    tab.page.keyboard.press("n")
+    tab.page.mouse.click(400, 300)
+    tab.settled()
+    assert tab.get("famsam.work.segments") == [] and tab.page.inner_text("#scan-name") == ""
+    assert tab.page.is_disabled("#add-segment") and "cannot be reached" in tab.page.inner_text("#alert")
+    choose_file(tab, tmp_path / "other.nii")
+    assert not tab.page.is_visible("#alert")
+
+
+def test_a_scan_that_the_browser_cannot_draw_is_refused(tab: Tab, tmp_path: Path) -> None:
+    most = tab.get("famsam.viewer.mostVoxels")
+    wide = tmp_path / "wide.nii"
+    wide.write_bytes(nifti_bytes(np.arange(4 * (most + 1), dtype=np.int16).reshape(2, 2, most + 1)))
+    tab.page.set_input_files("#file", str(wide))
+    tab.until("!document.getElementById('alert').hidden")
+    assert f"{most + 1} voxels along an axis" in tab.page.inner_text("#alert")
+    assert tab.get("famsam.overlay") is None
+
+
 def test_an_address_pasted_into_the_tab_opens_its_scan(tab: Tab) -> None:
     tab.page.goto(tab.page.url + "#sample")
     tab.until("document.getElementById('scan-name').textContent.startsWith('Sample:')")

@@ -159,12 +159,19 @@ class Page implements Surroundings {
   private async show(): Promise<void> {
     const info = this.work.volume!;
     const grid = new Grid(info.size_xyz, info.spacing_mm, info.ras_from_ijk, info.display_from_ijk);
+    this.overlay = null; // whatever comes: what was shown is another scan
+    this.proposals.forget();
+    this.viewer.clear();
+    $("scan-name").textContent = "";
+    this.refresh();
+    const [has, most] = [Math.max(...info.size_xyz), this.viewer.mostVoxels];
+    if (has > most) {
+      throw new Error(`the scan has ${has} voxels along an axis, and this browser draws at most ${most}; crop or resample it`);
+    }
     const image = await this.work.api.bytes("GET", `/v1/volumes/${info.id}/image.nii`, undefined, (part) =>
       this.messages.progress("Loading the views", part),
     );
     this.messages.progress("Drawing");
-    this.overlay = null;
-    this.proposals.forget();
     await this.viewer.show(image, grid);
     this.overlay = new LabelOverlay(this.viewer.nv, grid);
     for (const segment of this.work.segments) this.overlay.add(segment.label);

@@ -88,6 +88,7 @@ export class Viewer {
 
   async start(): Promise<void> {
     await this.nv.attachToCanvas(this.canvas, true);
+    this.canvas.inert = true; // NiiVue does not expect a mouse without a scan
     this.nv.setInterpolation(true);
     const draw = this.nv.drawScene.bind(this.nv);
     this.nv.drawScene = () => {
@@ -104,11 +105,24 @@ export class Viewer {
     this.canvas.addEventListener("contextmenu", (event) => event.preventDefault());
   }
 
-  async show(image: ArrayBuffer, grid: Grid): Promise<void> {
+  /** Voxels along an axis of a scan, at most, that the browser can draw. */
+  get mostVoxels(): number {
+    return this.nv.uiData.max3D ?? Infinity;
+  }
+
+  /** Show no scan. */
+  clear(): void {
     this.nv.closeDrawing();
     while (this.nv.volumes.length) this.nv.removeVolumeByIndex(0);
+    this.grid = null;
+    this.canvas.inert = true;
+    this.redraw();
+  }
+
+  async show(image: ArrayBuffer, grid: Grid): Promise<void> {
     await this.nv.loadFromArrayBuffer(image, "scan.nii");
     this.grid = grid;
+    this.canvas.inert = false;
     this.nv.scene.crosshairPos = [0.5, 0.5, 0.5];
   }
 
