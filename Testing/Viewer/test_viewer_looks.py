@@ -157,5 +157,35 @@ def test_the_crosshair_is_told_in_millimetres_and_volumes_in_millilitres(tab: Ta
     assert float(ml) == pytest.approx(tab.voxels() * 1.5 * 2 * 2.5 / 1000, abs=0.06)
 
 
+def test_a_finger_taps_drags_and_draws_as_the_mouse_does(tab: Tab) -> None:
+    tab.page.keyboard.press("n")
+    fingers = tab.page.context.new_cdp_session(tab.page)
+
+    def touch(*path: List[float], beside: Any = None) -> None:
+        for kind, place in (("touchStart", path[0]), *(("touchMove", place) for place in path[1:])):
+            points = [place] if beside is None or kind == "touchStart" else [place, beside]
+            places = [{"x": x, "y": y, "id": k} for k, (x, y) in enumerate(points)]
+            fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": places})
+        fingers.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+        tab.settled()
+
+    start, end = tab.place(AXIAL, 0.45, 0.5), tab.place(AXIAL, 0.6, 0.65)
+    touch(start)
+    (tapped,) = prompts(tab)
+    assert tapped["positive"] and tab.drawn(2) == tab.voxels(1) > 0
+    touch(end, start)  # swiped: the crosshair alone
+    touch(end, end, beside=tab.place(AXIAL, 0.2, 0.2))  # two fingers
+    assert prompts(tab) == [tapped]
+    touch(start, [(a + b) / 2 for a, b in zip(start, end)], end)
+    (moved,) = prompts(tab)
+    assert np.linalg.norm(np.subtract(moved["ras_mm"], tapped["ras_mm"])) > 2
+    touch(end, start, tab.place(AXIAL, 0.5, 0.4), beside=tab.place(AXIAL, 0.2, 0.2))
+    assert tab.get("famsam.dragging") is None and len(prompts(tab)) == 1
+    tab.page.click("#box")
+    touch(tab.place(AXIAL, 0.2, 0.2), end, tab.place(AXIAL, 0.7, 0.8))
+    assert [one["type"] for one in prompts(tab)] == ["point", "box"]
+    tab.page.click("#include")
+
+
 def test_nothing_failed(tab: Tab) -> None:
     assert tab.foreign == [] and tab.problems == []

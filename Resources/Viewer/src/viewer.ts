@@ -35,6 +35,7 @@ interface Tile {
 
 const SVG = "http://www.w3.org/2000/svg";
 const CLICK_TOLERANCE_PX = 4;
+const TOUCH_TOLERANCE_PX = 12;
 const GHOST_MM = 6;
 const CROSSHAIR_PERCENT = 0.5;
 
@@ -101,6 +102,17 @@ export class Viewer {
     this.canvas.addEventListener("mousedown", (event) => this.press(event), { capture: true });
     window.addEventListener("mousemove", (event) => this.move(event), { capture: true });
     window.addEventListener("mouseup", (event) => this.release(event), { capture: true });
+    // NiiVue keeps what a finger or a pen does from becoming mouse events. Two fingers are NiiVue's: they zoom.
+    const touch = (act: (event: PointerEvent) => void) => (event: PointerEvent) => {
+      if (event.pointerType === "mouse") return;
+      if (event.type === "pointerdown") event.preventDefault(); // where NiiVue does not, it would be a mouse's as well
+      if (event.isPrimary) act(event);
+      else this.letGo();
+    };
+    this.canvas.addEventListener("pointerdown", touch((event) => this.press(event)), { capture: true });
+    window.addEventListener("pointermove", touch((event) => this.move(event)), { capture: true });
+    window.addEventListener("pointerup", touch((event) => this.release(event)), { capture: true });
+    window.addEventListener("pointercancel", touch(() => this.letGo()), { capture: true });
     this.canvas.addEventListener("mouseleave", () => this.events.hover(null));
     this.canvas.addEventListener("contextmenu", (event) => event.preventDefault());
   }
@@ -212,6 +224,14 @@ export class Viewer {
     }
   }
 
+  /** Begin nothing of what was pressed; a point stays where it was dragged to. */
+  private letGo(): void {
+    const { dragged } = this;
+    this.pressed = this.framed = this.dragged = null;
+    if (dragged?.moved) this.events.drag(dragged.index, dragged.ras, true);
+    this.drawMarks();
+  }
+
   private move(event: MouseEvent): void {
     if (!this.grid) return;
     const { x, y } = this.pointer(event);
@@ -247,7 +267,8 @@ export class Viewer {
       this.finishBox(framed.from, framed.to, framed.tile.axis);
       event.stopPropagation();
     } else if (pressed && this.grid && event.button === pressed.button && event.target === this.canvas) {
-      const still = Math.hypot(x - pressed.x, y - pressed.y) < CLICK_TOLERANCE_PX;
+      const tolerance = event instanceof PointerEvent ? TOUCH_TOLERANCE_PX : CLICK_TOLERANCE_PX;
+      const still = Math.hypot(x - pressed.x, y - pressed.y) < tolerance;
       const tile = this.tileAt(x, y);
       if (!still || !tile || event.button === 1) return;
       const frac = this.fracAt(tile, x, y);
@@ -358,11 +379,13 @@ export class Viewer {
     const title = svg("title", {});
     title.textContent = `${prompt.positive ? "Include" : "Exclude"}: drag to move, right-click to delete`;
     mark.append(title);
-    mark.addEventListener("mousedown", (event) => {
+    const grab = (event: MouseEvent) => {
       if (event.button === 0) this.dragged = { index, tile, ras: prompt.ras_mm, moved: false };
       event.stopPropagation();
       event.preventDefault();
-    });
+    };
+    mark.addEventListener("mousedown", grab);
+    mark.addEventListener("pointerdown", (event) => event.pointerType !== "mouse" && event.isPrimary && grab(event));
     mark.addEventListener("contextmenu", (event) => {
       event.preventDefault();
       this.events.remove(index);
