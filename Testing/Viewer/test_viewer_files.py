@@ -266,6 +266,24 @@ def test_a_scan_that_the_browser_cannot_draw_is_refused(tab: Tab, tmp_path: Path
     assert tab.get("famsam.overlay") is None
 
 
+def test_tiny_voxels_are_told_and_boxed(tab: Tab, tmp_path: Path) -> None:
+    tiny = tmp_path / "tiny.nii"
+    tiny.write_bytes(nifti_bytes(ball_zyx(), np.diag([0.02, 0.02, 0.02, 1.0])))
+    choose_file(tab, tiny)
+    assert "of 0.02 x 0.02 x 0.02 mm" in tab.page.inner_text("#scan-name").replace("\u00d7", "x")
+    tab.page.keyboard.press("b")
+    tab.page.mouse.move(*tab.place(AXIAL, 0.3, 0.3))
+    tab.page.mouse.down()
+    tab.page.mouse.move(*tab.place(AXIAL, 0.7, 0.7), steps=3)
+    tab.page.mouse.up()
+    tab.settled()
+    assert [one["type"] for one in tab.get("famsam.work.segment.state.prompts")] == ["box"]
+    told = tab.page.inner_text("#segments li.active small")
+    assert float(told.split()[0]) == pytest.approx(tab.voxels() * 0.02**3 / 1000, rel=0.05) and tab.voxels() > 0
+    tab.page.keyboard.press("i")
+    tab.get("famsam.work.inFile = true")
+
+
 def test_an_address_pasted_into_the_tab_opens_its_scan(tab: Tab) -> None:
     tab.page.goto(tab.page.url + "#sample")
     tab.until("document.getElementById('scan-name').textContent.startsWith('Sample:')")

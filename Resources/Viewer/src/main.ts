@@ -179,7 +179,7 @@ class Page implements Surroundings {
     $("welcome").hidden = true;
     const source = this.work.source!;
     const name = source.kind === "sample" ? "Sample" : source.kind === "path" ? source.path.split(/[\\/]/).pop()! : source.name;
-    $("scan-name").textContent = `${name}: ${info.size_xyz.join(" × ")} voxels of ${info.spacing_mm.map(mm).join(" × ")} mm`;
+    $("scan-name").textContent = `${name}: ${info.size_xyz.join(" × ")} voxels of ${info.spacing_mm.map(spacing).join(" × ")} mm`;
     this.arrange();
     this.viewer.lookAt(grid.rasFromFrac([0.5, 0.5, 0.5]));
   }
@@ -484,6 +484,10 @@ function samePoint(one: Mark, other: Mark): boolean {
 
 function mm(value: number): string {
   return value.toFixed(1);
+}
+
+function spacing(value: number): string {
+  return value < 1 ? String(Number(value.toPrecision(2))) : mm(value);
 }
 
 export type { Page };

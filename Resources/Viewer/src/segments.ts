@@ -63,7 +63,7 @@ function describe(item: HTMLElement, segment: Segment, voxelMl: number): void {
 }
 
 export function millilitres(ml: number): string {
-  return `${ml.toFixed(ml < 10 ? 2 : 1)} ml`;
+  return `${ml < 0.1 ? Number(ml.toPrecision(2)) : ml.toFixed(ml < 10 ? 2 : 1)} ml`;
 }
 
 function input(type: string, value: string, label: string): HTMLInputElement {

@@ -282,7 +282,8 @@ export class Viewer {
     const extent = (axis: number) => grid.displaySize[axis] * grid.displaySpacingMm(axis);
     const sides = [0, 1, 2].filter((axis) => axis !== flat).map((axis) => Math.abs(to[axis] - from[axis]) * extent(axis));
     this.drawMarks();
-    if (Math.min(...sides) < 1) return;
+    const finest = Math.min(...[0, 1, 2].map((axis) => grid.displaySpacingMm(axis)));
+    if (Math.min(...sides) < Math.min(1, finest / 2)) return;
     const lower = [...from] as Vec3;
     const upper = [...to] as Vec3;
     if (flat !== undefined) {
