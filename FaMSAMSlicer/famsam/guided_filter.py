@@ -43,10 +43,16 @@ def guide_of(crop_ZYX: Tensor, inside_ZYX: Tensor, n: int) -> Tensor:
     Args:
         crop_ZYX, inside_ZYX: see ``extract_crop``; their edge is n times a power of two.
     """
-    intensities, share = crop_ZYX[None, None], inside_ZYX[None, None].float()
-    while intensities.shape[-1] > n:
-        intensities, share = halved(intensities), halved(share)
-    return (intensities / share.clamp_min(1e-6))[0, 0]
+    if not inside_ZYX.is_cuda and bool(inside_ZYX.all()):
+        return _coarsened(crop_ZYX, n)
+    return _coarsened(crop_ZYX, n) / _coarsened(inside_ZYX.float(), n).clamp_min(1e-6)
+
+
+def _coarsened(cube_ZYX: Tensor, n: int) -> Tensor:
+    """Means over blocks, n along each edge of the cube."""
+    while len(cube_ZYX) > n:
+        cube_ZYX = halved(cube_ZYX[None, None])[0, 0]
+    return cube_ZYX
 
 
 def paste_guided(
