@@ -181,6 +181,8 @@ class Connection:
             with self._all_lock:
                 self._all.add(kept)
             kept.connection.connect()
+            if kept.interrupted:
+                raise ConnectionAbortedError("it was interrupted")
         return kept.connection
 
     def _connect(self) -> http.client.HTTPConnection:
@@ -195,18 +197,19 @@ class _Kept:
 
     def __init__(self, connection: http.client.HTTPConnection) -> None:
         self.connection = connection
+        self.interrupted = False
 
     def was_closed(self) -> bool:
-        """Whether the server closed it while it was idle; else there is nothing to read yet."""
-        if self.connection.sock is None:
+        """Whether it was closed while it was idle; else there is nothing to read yet."""
+        if self.interrupted or self.connection.sock is None:
             return True
         with selectors.DefaultSelector() as selector:
             selector.register(self.connection.sock, selectors.EVENT_READ)
             return bool(selector.select(timeout=0))
 
     def interrupt(self) -> None:
-        """End what is sent and received; whoever does so sees it closed."""
-        kept = self.connection.sock
+        """End what is sent and received; whoever does so sees it closed, and whoever connects still, soon after."""
+        self.interrupted, kept = True, self.connection.sock
         if kept is not None:
             with contextlib.suppress(OSError):  # it is closed by now
                 socket.socket.shutdown(kept, socket.SHUT_RDWR)  # an SSLSocket's own takes away what the other one uses

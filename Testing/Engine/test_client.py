@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from contextlib import closing
-from http.client import HTTPResponse
+from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Iterator
@@ -318,6 +318,31 @@ def test_an_answer_that_does_not_come_is_waited_for_until_that_is_interrupted() 
         thread.join()
         server.shutdown()
     assert len(ended) == 2 and "no connection" in ended[0] and ended[1] == b""
+
+
+def test_a_request_that_is_interrupted_while_it_connects_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, interrupted, plain = threading.Event(), threading.Event(), HTTPConnection.connect
+
+    def slow(connection: HTTPConnection) -> None:
+        begun.set()
+        assert interrupted.wait(60)
+        plain(connection)
+
+    def interrupt() -> None:
+        assert begun.wait(60)
+        connection.interrupt()
+        interrupted.set()
+
+    monkeypatch.setattr(HTTPConnection, "connect", slow)
+    with socket.socket() as hanging:
+        hanging.bind(("127.0.0.1", 0))
+        hanging.listen()
+        connection = Connection(f"http://127.0.0.1:{hanging.getsockname()[1]}", timeout_s=60)
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(ConnectionLostError, match="interrupted"):
+            connection.get("/v1/server")
+        thread.join()
 
 
 def test_a_restarted_server_goes_on_from_the_prompts(model: Any) -> None:
