@@ -40,17 +40,20 @@ class Unfinished:
     def results_of(self, case: Case) -> Optional[List[StructureResult]]:
         """What was found in a case; None if it is not finished, or its files have changed since."""
         record = self._found.get(case.name)
-        if record is None or record["files"] != _stamps(case):
+        try:
+            if record is None or record["files"] != _stamps(case):
+                return None
+        except OSError:  # whoever reads the case says so
             return None
         return [StructureResult(**{**row, "clicks": list(_clicks(row))}) for row in record["results"]]
 
     def keep(self, case: Case, results: Sequence[StructureResult]) -> None:
-        """Add a finished case with its results, unless a method failed in it, which may not happen again. A full disk
-        is only told."""
+        """Add a finished case with its results, unless a method failed in it, which may not happen again. A full disk,
+        or a case that is gone by now, is only told."""
         if not results or any(result.failure is not None for result in results):
             return
-        record = {"case": case.name, "files": _stamps(case), "results": [asdict(result) for result in results]}
         try:
+            record = {"case": case.name, "files": _stamps(case), "results": [asdict(result) for result in results]}
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a" if self._goes_on else "w", encoding="utf-8") as file:
                 if not self._goes_on:

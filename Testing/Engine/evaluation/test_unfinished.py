@@ -150,6 +150,30 @@ def test_a_full_disk_does_not_cost_the_scores(two_cases, caplog):
     assert "Case case_b is lost if the evaluation is cut off" in caplog.text
 
 
+def test_a_case_that_is_gone_by_now_does_not_cost_the_scores(two_cases, caplog):
+    class Removing(Counting):
+        def start(self, volume):
+            (two_cases / "case_a" / "image.nii.gz").unlink(missing_ok=True)
+            super().start(volume)
+
+    _, report = gone_on(two_cases, two_cases / "unfinished.jsonl", Removing())
+    assert len(report.results) == 3
+    assert "Case case_a is lost if the evaluation is cut off" in caplog.text
+
+
+def test_a_finished_case_whose_image_is_a_broken_link_by_now_is_not_read(tmp_path):
+    for kind in ("images", "labels"):
+        for name in ("a", "b"):
+            save_image(tmp_path / kind / f"{name}.nii.gz", labels_of_case_a())
+    path = tmp_path / "unfinished.jsonl"
+    gone_on(tmp_path, path)
+    image = tmp_path / "images" / "a.nii.gz"
+    image.rename(tmp_path / "moved.nii.gz")
+    image.symlink_to(tmp_path / "nowhere")
+    started, report = gone_on(tmp_path, path)
+    assert started == 0 and list(report.unread) == ["a"]
+
+
 def test_what_a_model_answers_with_is_told_by_its_weights_and_how_it_computes():
     model = tiny_model("fastsam3d")
     setups = [setup_of(SessionSegmenter(model))]
