@@ -224,9 +224,10 @@ def _train_proposals(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
-    from .checkpoints import convert
+    from .checkpoints import DEFAULT_WEIGHTS, convert
 
-    check_output_file(args.destination, WEIGHTS_SUFFIXES, apart_from=[args.source, args.teacher])
+    source = DEFAULT_WEIGHTS if str(args.source) == "default" else args.source
+    check_output_file(args.destination, WEIGHTS_SUFFIXES, apart_from=[source, args.teacher])
     provenance = convert(args.source, args.destination, args.teacher, args.store)
     _report(args, {"destination": str(args.destination), **provenance}, [f"weights: {args.destination}"])
 

@@ -14,7 +14,7 @@ import famsam
 import numpy as np
 import pytest
 import torch
-from famsam import cli
+from famsam import checkpoints, cli
 from famsam.bench import BenchReport
 from famsam.checkpoints import save_model
 from famsam.evaluation.segmenters import SessionSegmenter
@@ -528,7 +528,7 @@ def test_gallery(tmp_path, capsys):
     assert capsys.readouterr().err.count("famsam gallery: ") == 2
 
 
-def test_convert(tmp_path, capsys):
+def test_convert(tmp_path, monkeypatch, capsys):
     published = tmp_path / "published.pth"
     model = tiny_model("fastsam3d")
     torch.save({"model_state_dict": model.state_dict()}, published)
@@ -541,7 +541,9 @@ def test_convert(tmp_path, capsys):
     assert "famsam convert: " in capsys.readouterr().err
     before = converted.read_bytes()
     assert cli.main(["convert", str(converted), str(converted), "--store", "int5"]) == 1
-    assert "would be lost" in capsys.readouterr().err and converted.read_bytes() == before
+    monkeypatch.setattr(checkpoints, "DEFAULT_WEIGHTS", converted)
+    assert cli.main(["convert", "default", str(converted), "--store", "int5"]) == 1
+    assert capsys.readouterr().err.count("would be lost") == 2 and converted.read_bytes() == before
 
 
 def test_bench(tmp_path, monkeypatch, capsys):
