@@ -5,6 +5,7 @@ set(MODULE_PYTHON_SCRIPTS
   FaMSAMSlicerLib/aiming.py
   FaMSAMSlicerLib/asking.py
   FaMSAMSlicerLib/controller.py
+  FaMSAMSlicerLib/detail.py
   FaMSAMSlicerLib/doubt.py
   FaMSAMSlicerLib/engine.py
   FaMSAMSlicerLib/garbage.py

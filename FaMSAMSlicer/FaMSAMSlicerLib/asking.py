@@ -12,7 +12,7 @@ from famsam.errors import PromptError
 from .engine import ModelChoice, Request, Start, Step
 from .prompts import Place, Prompt, SegmentState, moved, read_state, tag_text
 from .scans import Scan, scan_of
-from .segments import mask_ends, mask_print, segment_on_grid
+from .segments import Part, mask_ends, mask_print, segment_in_scan
 from .spaces import scan_from_seg, transformed
 from .translation import tr as _
 from .waiting import Asked
@@ -28,6 +28,8 @@ class Question:
     """(4, 4), the segmentation's own coordinates -> the volume's own."""
     ended: int
     """So many of the segment's prompts, the first ones, end with it, since something else has edited the segment."""
+    found: Optional[Part]
+    """The mask to begin from (``Start.mask``), on the segment's own grid."""
     before: Tuple[str, str]
     """``fingerprint`` of the segment when it was asked: if it is another by then, ask again."""
 
@@ -40,10 +42,10 @@ def question(asked: Asked, segment: Any, choice: ModelChoice) -> Question:
     scan = scan_of(asked.volume_node)
     to_scan = scan_from_seg(asked.volume_node, asked.node)
     state, before = read_state(segment), fingerprint(segment)
-    start = _start(state, segment, asked, scan, to_scan)
+    start, found = _start(state, segment, scan, to_scan)
     ended = len(state.prompts) - len(start.prompts)
     steps = [_session_step(step, to_scan, ended) for step in asked.steps]
-    return Question(asked, Request(scan, choice, start, steps), to_scan, ended, before)
+    return Question(asked, Request(scan, choice, start, steps), to_scan, ended, found, before)
 
 
 def fingerprint(segment: Any) -> Tuple[str, str]:
@@ -79,19 +81,20 @@ def _is_as_written(state: SegmentState, segment: Any, scan: Scan, to_scan: np.nd
     return state.place is None or place is None or state.place.is_still(place)
 
 
-def _start(state: SegmentState, segment: Any, asked: Asked, scan: Scan, to_scan: np.ndarray) -> Start:
-    """The prompts, if the segment is as they made it; else its mask."""
+def _start(state: SegmentState, segment: Any, scan: Scan, to_scan: np.ndarray) -> Tuple[Start, Optional[Part]]:
+    """The prompts, if the segment is as they made it; else its mask, and that on its own grid."""
     is_on_its_grid = state.base is None or state.base["image"] == grid_of(scan)
     if is_on_its_grid and _is_as_written(state, segment, scan, to_scan):
         prompts = moved(state.prompts, to_scan)
-        base = None if state.base is None else {k: v for k, v in state.base.items() if k != "image"}
+        base = None if state.base is None else {k: v for k, v in state.base.items() if k not in ("image", "found")}
         if all(_is_usable(prompt, scan) for prompt in prompts):
-            return Start(state.token, prompts, base)
-    if not mask_print(segment):
-        return Start()
-    seg_from_ijk = np.linalg.inv(to_scan) @ scan.ras_from_ijk
-    found = segment_on_grid(asked.node, asked.segment_id, seg_from_ijk, scan.voxels_zyx.shape)
-    return Start() if found is None else Start(mask=found)
+            return Start(state.token, prompts, base), None
+    found = segment_in_scan(segment, np.linalg.inv(to_scan) @ scan.ras_from_ijk, scan.voxels_zyx.shape)
+    if found is None:
+        return Start(), None
+    part, inside = found
+    z, y, x = (int(v) for v in inside.low_xyz[::-1])
+    return Start(mask=(inside.mask_zyx, (z, y, x))), part
 
 
 def _is_usable(prompt: Prompt, scan: Scan) -> bool:

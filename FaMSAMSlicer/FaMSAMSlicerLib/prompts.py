@@ -58,7 +58,8 @@ class SegmentState:
     prompts: Prompts = ()
     """In the order in which they were given."""
     base: Optional[Dict[str, Any]] = None
-    """The mask that the prompts refine, as the engine writes it, and under "image" the grid on which it lies."""
+    """The mask that the prompts refine, as the engine writes it, and under "image" the grid on which it lies. Under
+    "found" the same as it was on the segmentation's own grid, where that is another one."""
     token: str = ""
     """Names this state, so that the worker knows whether its session is there already; empty for no prompts."""
     mask_print: str = ""

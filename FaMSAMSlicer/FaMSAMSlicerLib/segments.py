@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 import numpy as np
@@ -78,17 +78,22 @@ def _print_and_box(segment: Any) -> Tuple[str, Any]:
     scalars = None if image is None else image.GetPointData().GetScalars()
     if scalars is None or image.GetNumberOfPoints() == 0:
         return "", None
-    # No two states of any two images have one modification time in VTK, so that a print is made once for each.
-    times, label = (image.GetMTime(), scalars.GetMTime()), segment.GetLabelValue()
-    if (times, label) not in _prints:
+    key = _version(segment)
+    if key not in _prints:
         if len(_prints) >= _PRINTS_KEPT:
             del _prints[next(iter(_prints))]
-        _prints[times, label] = _print_of(labelmap_view(image) == label)
-    return _prints[times, label]
+        _prints[key] = _print_of(labelmap_view(image) == segment.GetLabelValue())
+    return _prints[key]
 
 
-_prints: Dict[Tuple[Tuple[int, int], int], Tuple[str, Any]] = {}
+_prints: Dict[Tuple[int, ...], Tuple[str, Any]] = {}
 _PRINTS_KEPT = 64
+
+
+def _version(segment: Any) -> Tuple[int, ...]:
+    """Of a segment's voxels: no two states of any two images have one modification time in VTK."""
+    image = segment.GetRepresentation("Binary labelmap")
+    return image.GetMTime(), image.GetPointData().GetScalars().GetMTime(), segment.GetLabelValue()
 
 
 def _print_of(voxels: np.ndarray) -> Tuple[str, Any]:
@@ -102,44 +107,6 @@ def _print_of(voxels: np.ndarray) -> Tuple[str, Any]:
     return "{}x{}x{}-{:08x}".format(*tight.shape, zlib.crc32(np.packbits(tight).tobytes())), box
 
 
-def segment_on_grid(
-    segmentation_node: Any, segment_id: str, seg_from_ijk: np.ndarray, size_zyx: Index3
-) -> Optional[Tuple[np.ndarray, Index3]]:
-    """A segment's mask on a grid.
-
-    Args:
-        segmentation_node: where the segment is.
-        segment_id: which one.
-        seg_from_ijk: (4, 4) of the wanted grid, in the segmentation's own coordinates.
-        size_zyx: of the wanted grid.
-
-    Returns:
-        (z, y, x) bool, a part of the grid that holds all of it, and the index of its first voxel; None if the segment
-        is empty there.
-    """
-    from famsam.geometry import bounding_box, box_slices
-
-    source = slicer.vtkOrientedImageData()
-    if not segmentation_node.GetBinaryLabelmapRepresentation(segment_id, source):
-        return None
-    if source.GetPointData().GetScalars() is None or source.GetNumberOfPoints() == 0:
-        return None
-    voxels = labelmap_view(source) != 0
-    box = bounding_box(voxels)
-    if box is None:
-        return None
-    first_xyz = np.array(source.GetExtent()[::2])
-    mask, low = resampled(voxels[box_slices(box)], image_matrix(source), first_xyz + box[0][::-1], seg_from_ijk)
-    low_zyx = low[::-1]
-    start = np.maximum(low_zyx, 0)
-    stop = np.minimum(low_zyx + mask.shape, size_zyx)
-    if (stop <= start).any():
-        return None
-    part = mask[tuple(slice(a - o, b - o) for a, b, o in zip(start, stop, low_zyx))]
-    z, y, x = (int(v) for v in start)
-    return (part, (z, y, x)) if part.any() else None
-
-
 @dataclass(frozen=True, eq=False)
 class Part:
     """A mask that is a part of a grid."""
@@ -150,6 +117,38 @@ class Part:
     """(3,) index of its first voxel in the grid."""
     seg_from_ijk: np.ndarray
     """(4, 4) of the grid, in the segmentation's own coordinates."""
+
+    @property
+    def stop_xyz(self) -> np.ndarray:
+        """(3,) index behind its last voxel."""
+        return np.asarray(self.low_xyz) + self.mask_zyx.shape[::-1]
+
+
+def segment_in_scan(segment: Any, seg_from_ijk: np.ndarray, size_zyx: Index3) -> Optional[Tuple[Part, Part]]:
+    """A segment's mask on its own grid, as small as it is, and what of it lies in a scan, on the scan's grid.
+
+    None if nothing of it does. See ``with_detail``.
+    """
+    from famsam.geometry import box_slices
+
+    _text, box = _print_and_box(segment)
+    if box is None:
+        return None
+    image = segment.GetRepresentation("Binary labelmap")
+    low_xyz = np.array(image.GetExtent()[::2]) + box[0][::-1]
+    part = Part(labelmap_view(image)[box_slices(box)] == segment.GetLabelValue(), low_xyz, image_matrix(image))
+    key = _version(segment), seg_from_ijk.tobytes(), size_zyx
+    inside = _in_scans.get(key)
+    if inside is None:
+        inside = with_detail(part, seg_from_ijk, size_zyx)
+        _in_scans.clear()
+        if not np.may_share_memory(inside.mask_zyx, part.mask_zyx):
+            _in_scans[key] = inside
+    return (part, inside) if inside.mask_zyx.any() else None
+
+
+_in_scans: Dict[Any, Part] = {}
+"""The last one that had to be interpolated: the click asks for what the previews before it have asked for."""
 
 
 def segment_beyond(segment: Any, seg_from_ijk: np.ndarray, size_zyx: Index3) -> Optional[Part]:
@@ -223,15 +222,16 @@ def _slices(start_xyz: np.ndarray, stop_xyz: np.ndarray) -> Tuple[slice, ...]:
 
 
 def resampled(
-    mask_zyx: np.ndarray, from_matrix: np.ndarray, low_xyz: np.ndarray, to_matrix: np.ndarray
+    mask_zyx: np.ndarray, from_matrix: np.ndarray, low_xyz: np.ndarray, to_matrix: np.ndarray, linear: bool = True
 ) -> Tuple[np.ndarray, np.ndarray]:
-    """A mask from one grid to another: copied where the grids agree but for a shift, else linearly interpolated.
+    """A mask from one grid to another: copied where the grids agree but for a shift, else interpolated.
 
     Args:
         mask_zyx: (z, y, x) bool, a part of the first grid.
         from_matrix: (4, 4) index of the first grid -> mm.
         low_xyz: (3,) index of the mask's first voxel.
         to_matrix: (4, 4) index of the second grid -> mm.
+        linear: interpolate; otherwise each voxel is what the one of the first grid is that its centre lies in.
 
     Returns:
         the mask, a part of the second grid, and the index (x, y, z) of its first voxel there.
@@ -248,13 +248,72 @@ def resampled(
     there = corners @ at_corner[:3, :3].T + at_corner[:3, 3]
     low = np.floor(there.min(0)).astype(int) - 1
     high = np.ceil(there.max(0)).astype(int) + 1
-    source = labelmap((0, int(size_xyz[0]) - 1, 0, int(size_xyz[1]) - 1, 0, int(size_xyz[2]) - 1), at_corner)
+    return _sampled(mask_zyx, at_corner, low, high + 1, linear), low
+
+
+def _sampled(
+    mask_zyx: np.ndarray, to_from: np.ndarray, start_xyz: np.ndarray, stop_xyz: np.ndarray, linear: bool
+) -> np.ndarray:
+    """What a mask is in a half-open box of another grid; ``to_from`` takes the mask's indices there."""
+    size_x, size_y, size_z = (int(n) for n in mask_zyx.shape[::-1])
+    source = labelmap((0, size_x - 1, 0, size_y - 1, 0, size_z - 1), to_from)
     labelmap_view(source)[:] = mask_zyx * np.uint8(_INSIDE)
-    bounds = [int(v) for pair in zip(low, high) for v in pair]
+    bounds = [int(v) for pair in zip(start_xyz, stop_xyz - 1) for v in pair]
     target = labelmap((bounds[0], bounds[1], bounds[2], bounds[3], bounds[4], bounds[5]), np.eye(4))
     out = slicer.vtkOrientedImageData()
-    slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(source, target, out, True)
-    return labelmap_view(out) >= _HALF, low
+    slicer.vtkOrientedImageDataResample.ResampleOrientedImageToReferenceOrientedImage(source, target, out, linear)
+    return labelmap_view(out) >= _HALF
+
+
+def with_detail(part: Part, to_matrix: np.ndarray, size_zyx: Optional[Index3] = None) -> Part:
+    """A mask on another grid, as ``resampled`` has it, and nothing of it is left out because it is too fine for that.
+
+    Of what lies farther than a voxel from all that the interpolation leaves, such as a thin line, every voxel counts in
+    which there is any.
+
+    Args:
+        part: which one.
+        to_matrix: (4, 4) of the other grid, in the segmentation's own coordinates.
+        size_zyx: of the other grid, where only that is wanted which lies in it.
+    """
+    mask_zyx, low_xyz = part.mask_zyx, part.low_xyz
+    out = Part(*resampled(mask_zyx, part.seg_from_ijk, low_xyz, to_matrix), to_matrix)
+    inside = out if size_zyx is None else cropped(out, np.zeros(3, dtype=int), np.array(size_zyx[::-1]))
+    if out.mask_zyx is mask_zyx:
+        return inside
+    near = replace(out, mask_zyx=np.ones_like(out.mask_zyx))
+    cropped(near, inside.low_xyz, inside.stop_xyz).mask_zyx[:] = dilated(inside.mask_zyx)
+    out_from = _translation(-out.low_xyz) @ np.linalg.inv(to_matrix) @ part.seg_from_ijk @ _translation(low_xyz)
+    size_xyz = np.array(mask_zyx.shape[::-1])
+    near_zyx = _sampled(near.mask_zyx, np.linalg.inv(out_from), np.zeros(3), size_xyz, linear=False)
+    lost_zyx = np.argwhere(mask_zyx & ~near_zyx)
+    there = np.rint(lost_zyx[:, ::-1] @ out_from[:3, :3].T + out_from[:3, 3]).astype(int)
+    out.mask_zyx[tuple(there.T[::-1])] = True
+    return inside
+
+
+def cropped(part: Part, start_xyz: np.ndarray, stop_xyz: np.ndarray) -> Part:
+    """What of a mask lies in a box of its grid, half-open; its voxels are shared."""
+    start = np.maximum(part.low_xyz, start_xyz)
+    stop = np.maximum(np.minimum(part.stop_xyz, stop_xyz), start)
+    return Part(part.mask_zyx[_slices(start - part.low_xyz, stop - part.low_xyz)], start, part.seg_from_ijk)
+
+
+def within(part: Part, start_xyz: np.ndarray, stop_xyz: np.ndarray) -> np.ndarray:
+    """The whole of a box of a mask's grid, half-open: (z, y, x) bool, a new array."""
+    out = Part(np.zeros((stop_xyz - start_xyz)[::-1], dtype=bool), start_xyz, part.seg_from_ijk)
+    cropped(out, part.low_xyz, part.stop_xyz).mask_zyx[:] = cropped(part, start_xyz, stop_xyz).mask_zyx
+    return out.mask_zyx
+
+
+def dilated(mask_zyx: np.ndarray) -> np.ndarray:
+    """With the 26 neighbours of each voxel that is in it, as far as they lie in the array: a new array."""
+    out = mask_zyx.copy()
+    for axis in range(3):
+        line, of = np.moveaxis(out, axis, 0), np.moveaxis(out.copy(), axis, 0)
+        line[1:] |= of[:-1]
+        line[:-1] |= of[1:]
+    return out
 
 
 def _translation(shift_xyz: np.ndarray) -> np.ndarray:

@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, Optional, Sequence
 
 import numpy as np
 import slicer
 
 from .asking import Question, grid_of, place_of
+from .detail import differ, part_from_dict, part_to_dict, refined
 from .engine import Outcome
-from .prompts import SegmentState, moved, write_state
-from .segments import Part, is_on_grid_of, mask_print, modifier_labelmap, segment_beyond
+from .prompts import SegmentState, moved, read_state, write_state
+from .segments import Part, image_matrix, is_on_grid_of, mask_print, modifier_labelmap, segment_beyond, with_detail
 
 
 def write_outcome(effect: Any, question: Question, outcome: Outcome, segment: Any) -> None:
-    """The mask, and with it the prompts that made it. What of the segment lies outside of the scan stays as it is."""
+    """The mask, and with it the prompts that made it.
+
+    What of the segment lies outside of the scan stays as it is; on another grid than the scan's, all of it that the
+    prompts have not changed.
+    """
     asked, scan = question.asked, question.request.scan
+    size_zyx = scan.voxels_zyx.shape
     seg_from_scan = np.linalg.inv(question.scan_from_seg)
     seg_from_ijk = seg_from_scan @ scan.ras_from_ijk
-    beyond = segment_beyond(segment, seg_from_ijk, scan.voxels_zyx.shape)
-    parts = [Part(outcome.mask_zyx, outcome.low_xyz, seg_from_ijk), *([beyond] if beyond is not None else [])]
-    _write(effect, asked.node, asked.segment_id, parts)
+    made = Part(outcome.mask_zyx, outcome.low_xyz, seg_from_ijk)
+    with _selected(effect.parameterSetNode(), asked.node, asked.segment_id):
+        reference = effect.referenceGeometryImage()
+        matrix = image_matrix(reference)
+        found = _found(question, segment, seg_from_ijk) if differ(seg_from_ijk, size_zyx, matrix) else None
+        if found is not None:
+            parts = refined(found.part, found.seen, made, size_zyx, matrix)
+        else:
+            beyond = segment_beyond(segment, seg_from_ijk, size_zyx)
+            parts = [made, *([beyond] if beyond is not None else [])]
+        _replace(effect, segment, parts, reference)
     base = None if outcome.base is None else {**outcome.base, "image": grid_of(scan)}
+    if base is not None and found is not None:
+        base["found"] = found.state
     prompts = moved(outcome.prompts, seg_from_scan)
     place = place_of(segment, scan, question.scan_from_seg)
     write_state(segment, SegmentState(prompts, base, outcome.token, mask_print(segment), outcome.quality, place))
@@ -30,17 +47,47 @@ def write_outcome(effect: Any, question: Question, outcome: Outcome, segment: An
 
 def write_nothing(effect: Any, node: Any, segment_id: str, segment: Any) -> None:
     """No mask and no prompts."""
-    _write(effect, node, segment_id, [])
+    with _selected(effect.parameterSetNode(), node, segment_id):
+        _replace(effect, segment, [], effect.referenceGeometryImage())
     write_state(segment, SegmentState())
 
 
-def _write(effect: Any, node: Any, segment_id: str, parts: Sequence[Part]) -> None:
-    with _selected(effect.parameterSetNode(), node, segment_id):
-        reference, modes = effect.referenceGeometryImage(), slicer.qSlicerSegmentEditorAbstractEffect
-        if not is_on_grid_of(reference, node.GetSegmentation().GetSegment(segment_id)):
-            # Slicer takes a segment that was copied from elsewhere to this grid, but fails to replace it by the way
-            effect.modifySelectedSegmentByLabelmap(modifier_labelmap([], reference), modes.ModificationModeAdd)
-        effect.modifySelectedSegmentByLabelmap(modifier_labelmap(parts, reference), modes.ModificationModeSet)
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """A segment as its prompts have found it."""
+
+    part: Part
+    """On its own grid."""
+    seen: Part
+    """What of it the engine has seen, on the scan's."""
+    state: Dict[str, Any]
+    """``part`` as the segment's tag has it."""
+
+
+def _found(question: Question, segment: Any, seg_from_ijk: np.ndarray) -> Optional[_Found]:
+    """None if that was nothing in the scan, or if its prompts have begun from something else since."""
+    start, scan = question.request.start, question.request.scan
+    if any(step.verb == "take" for step in question.asked.steps):
+        return None
+    if question.found is not None and start.mask is not None:
+        mask_zyx, low_zyx = start.mask
+        return _Found(
+            question.found, Part(mask_zyx, np.array(low_zyx[::-1]), seg_from_ijk), part_to_dict(question.found)
+        )
+    base = read_state(segment).base
+    if start.base is None or base is None or "found" not in base:
+        return None
+    part = part_from_dict(base["found"])
+    return _Found(part, with_detail(part, seg_from_ijk, scan.voxels_zyx.shape), base["found"])
+
+
+def _replace(effect: Any, segment: Any, parts: Sequence[Part], reference: Any) -> None:
+    """Of the selected segment."""
+    modes = slicer.qSlicerSegmentEditorAbstractEffect
+    if not is_on_grid_of(reference, segment):
+        # Slicer takes a segment that was copied from elsewhere to this grid, but fails to replace it by the way
+        effect.modifySelectedSegmentByLabelmap(modifier_labelmap([], reference), modes.ModificationModeAdd)
+    effect.modifySelectedSegmentByLabelmap(modifier_labelmap(parts, reference), modes.ModificationModeSet)
 
 
 @contextmanager
