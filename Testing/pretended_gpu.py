@@ -29,6 +29,8 @@ INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, 
 class OnGpu(Tensor):
     """Says that it lies on the GPU; ``inner`` holds the numbers."""
 
+    __torch_function__ = torch._C._disabled_torch_function_impl  # else what is brought to the CPU would have to be one
+
     @staticmethod
     def __new__(cls, inner):
         with torch.inference_mode(False):  # those of an inference cannot be views of others
@@ -66,6 +68,10 @@ class _Calling(TorchFunctionMode):
                 return first.inner.tolist()
             if name == "numpy":
                 raise TypeError("numpy() of a tensor on the GPU")
+            if name == "scaled_dot_product_attention":  # older PyTorch asks the GPU's libraries for the fastest way
+                if not all(isinstance(one, OnGpu) for one in (*args, *kwargs.values()) if isinstance(one, Tensor)):
+                    raise RuntimeError(f"{name}: Expected all tensors to be on the same device")
+                return OnGpu(function(*map(_inner, args), **tree_map(_inner, kwargs)))
             if name in ("__getitem__", "__setitem__"):
                 at = args[1] if isinstance(args[1], tuple) else (args[1],)
                 if any(isinstance(part, list) for part in at):
