@@ -67,7 +67,7 @@ def paste_guided(
 
     Args:
         logits_nnn: (n, n, n) float, axes z, y, x.
-        guide_nnn: ``guide_of`` the view, on the device.
+        guide_nnn: ``guide_of`` the view.
         scan_zyx: the whole scan's intensities on the canonical axes.
         grid: the scan's canonical grid.
         view: the cube that the logits divide.
@@ -87,7 +87,7 @@ def paste_guided(
     if region is None:
         return nothing
     cube, part = _cube_around(bounds, len(logits_nnn), view, grid)
-    fields = _linear_fits(logits_nnn[part].to(device), guide_nnn[part])
+    fields = _linear_fits(logits_nnn[part].to(device), guide_nnn[part].to(device))
     mask_zyx = _evaluated(*fields, scan_zyx, grid, cube, region, device)
     _drop_crumbs(mask_zyx, region, logits_nnn, view, grid)
     return mask_zyx, region

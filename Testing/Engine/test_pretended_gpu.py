@@ -97,6 +97,17 @@ def test_a_session_there_is_one_on_a_cpu(name, tmp_path):
         assert np.mean(mask != wanted) < 0.002
 
 
+def test_a_scan_that_the_gpu_has_no_room_for_stays_on_the_cpu(monkeypatch):
+    volume = synthetic_ct((28, 56, 56))
+    _, expected = clicked("default", "cpu", volume, [])
+    with PretendedGpu() as gpu:
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (1024, 2**36))
+        _, found = clicked("default", "cuda", volume, gpu.waits)
+    assert len(found) == len(expected)
+    for mask, wanted in zip(found, expected):
+        assert np.mean(mask != wanted) < 0.002
+
+
 def test_synthetic_scans_are_drawn_there():
     for seed in range(12):
         expected = synthetic_sample(24, seed, CPU)
