@@ -256,8 +256,8 @@ def _sampled(
 ) -> np.ndarray:
     """What a mask is in a half-open box of another grid; ``to_from`` takes the mask's indices there."""
     size_x, size_y, size_z = (int(n) for n in mask_zyx.shape[::-1])
-    source = labelmap((0, size_x - 1, 0, size_y - 1, 0, size_z - 1), to_from)
-    labelmap_view(source)[:] = mask_zyx * np.uint8(_INSIDE)
+    source = labelmap((-1, size_x, -1, size_y, -1, size_z), to_from)  # what lies around a mask counts at its border
+    labelmap_view(source)[1:-1, 1:-1, 1:-1] = mask_zyx * np.uint8(_INSIDE)
     bounds = [int(v) for pair in zip(start_xyz, stop_xyz - 1) for v in pair]
     target = labelmap((bounds[0], bounds[1], bounds[2], bounds[3], bounds[4], bounds[5]), np.eye(4))
     out = slicer.vtkOrientedImageData()

@@ -236,6 +236,17 @@ def test_resampled_agrees_with_asking_every_voxel(name):
     assert dice(out.ravel(), expected) > 0.93
 
 
+@pytest.mark.parametrize("name", GRIDS)
+def test_a_mask_on_another_grid_depends_on_what_is_near_only(name):
+    """Not on where the box around it ends."""
+    z, y, x = np.indices((24, 24, 24))
+    ball = (z - 10) ** 2 + (y - 10) ** 2 + (x - 10) ** 2 < 49
+    to_matrix = GRIDS[name] @ np.diag([0.5, 0.6, 0.7, 1.0])
+    alone, low = resampled(ball[4:17, 4:17, 4:17], GRIDS[name], np.array([4, 4, 4]), to_matrix)
+    amid, low_amid = resampled(ball, GRIDS[name], np.zeros(3, int), to_matrix)
+    np.testing.assert_array_equal(np.argwhere(alone) + low[::-1], np.argwhere(amid) + low_amid[::-1])
+
+
 def part_of_the_scan(world, first_x: int, turned: bool = False):
     """A volume that holds the scan from a column on; turned by half a turn about S, or not."""
     voxels, matrix = slicer.util.arrayFromVolume(world.volume)[:, :, first_x:], affine(np.eye(3), (first_x, 0, 0))
