@@ -255,6 +255,8 @@ def _sampled(
     mask_zyx: np.ndarray, to_from: np.ndarray, start_xyz: np.ndarray, stop_xyz: np.ndarray, linear: bool
 ) -> np.ndarray:
     """What a mask is in a half-open box of another grid; ``to_from`` takes the mask's indices there."""
+    if not mask_zyx.any():
+        return np.zeros((stop_xyz - start_xyz)[::-1].astype(int), dtype=bool)
     size_x, size_y, size_z = (int(n) for n in mask_zyx.shape[::-1])
     source = labelmap((-1, size_x, -1, size_y, -1, size_z), to_from)  # what lies around a mask counts at its border
     labelmap_view(source)[1:-1, 1:-1, 1:-1] = mask_zyx * np.uint8(_INSIDE)

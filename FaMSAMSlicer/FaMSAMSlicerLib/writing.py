@@ -13,6 +13,7 @@ from .asking import Question, grid_of, place_of
 from .detail import differ, part_from_dict, part_to_dict, refined
 from .engine import Outcome
 from .prompts import SegmentState, moved, read_state, write_state
+from .scans import Scan
 from .segments import Part, image_matrix, is_on_grid_of, mask_print, modifier_labelmap, segment_beyond, with_detail
 
 
@@ -71,14 +72,26 @@ def _found(question: Question, segment: Any, seg_from_ijk: np.ndarray) -> Option
         return None
     if question.found is not None and start.mask is not None:
         mask_zyx, low_zyx = start.mask
-        return _Found(
-            question.found, Part(mask_zyx, np.array(low_zyx[::-1]), seg_from_ijk), part_to_dict(question.found)
-        )
-    base = read_state(segment).base
-    if start.base is None or base is None or "found" not in base:
-        return None
-    part = part_from_dict(base["found"])
-    return _Found(part, with_detail(part, seg_from_ijk, scan.voxels_zyx.shape), base["found"])
+        seen = Part(mask_zyx, np.array(low_zyx[::-1]), seg_from_ijk)
+        found = _Found(question.found, seen, part_to_dict(question.found))
+    else:
+        base = read_state(segment).base
+        if start.base is None or base is None or "found" not in base:
+            return None
+        part, known = part_from_dict(base["found"]), _seen.get(_key(base["found"], scan, seg_from_ijk))
+        seen = known if known is not None else with_detail(part, seg_from_ijk, scan.voxels_zyx.shape)
+        found = _Found(part, seen, base["found"])
+    _seen.clear()
+    _seen[_key(found.state, scan, seg_from_ijk)] = found.seen
+    return found
+
+
+_seen: Dict[Any, Part] = {}
+"""The last one, for the next click."""
+
+
+def _key(state: Dict[str, Any], scan: Scan, seg_from_ijk: np.ndarray) -> Any:
+    return str(state), scan.voxels_zyx.shape, seg_from_ijk.tobytes()
 
 
 def _replace(effect: Any, segment: Any, parts: Sequence[Part], reference: Any) -> None:
