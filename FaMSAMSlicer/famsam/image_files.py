@@ -293,7 +293,9 @@ def _ordered_slices(files: Sequence[Path], called: str) -> Tuple[List[Path], NDA
         reader.ReadImageInformation()
         matrix = _ras_from_ijk(reader)
         instance = reader.GetMetaData(_DICOM_INSTANCE) if reader.HasMetaDataKey(_DICOM_INSTANCE) else ""
-        slices.setdefault((instance or file.name, matrix.tobytes()), (file, matrix))
+        first, _ = slices.setdefault((instance or file.name, matrix.tobytes()), (file, matrix))
+        if first != file and not _hold_the_same(first, file):  # whoever wrote them gave several images one identity
+            slices[file.name, b""] = file, matrix
         sizes.add(tuple(reader.GetSize()))
         pixel_types.add(reader.GetPixelID())
     if any(size[2:] > (1,) for size in sizes):
@@ -310,6 +312,14 @@ def _ordered_slices(files: Sequence[Path], called: str) -> Tuple[List[Path], NDA
         return files, matrices[0], pixel_types
     order, matrix = _stacked(np.stack(matrices), called)
     return [files[k] for k in order], matrix, pixel_types
+
+
+def _hold_the_same(one: Path, other: Path) -> bool:
+    """Whether two images of one geometry have equal voxels."""
+    import SimpleITK as sitk
+
+    first, second = (sitk.GetArrayFromImage(sitk.ReadImage(name_for_itk(path))) for path in (one, other))
+    return np.array_equal(first, second)
 
 
 def _stacked(slices: NDArray[np.float64], called: str) -> Tuple[NDArray[np.int_], NDArray[np.float64]]:

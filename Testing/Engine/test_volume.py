@@ -522,6 +522,18 @@ def test_copies_of_dicom_files_are_left_out(tmp_path, ramp_zyx, caplog, slices):
     assert "1 files are copies of others and left out" in caplog.text
 
 
+@pytest.mark.parametrize("position", [{}, {"0020|0032": "0\\0\\0"}])
+def test_dicom_slices_that_share_an_identity_are_no_copies(tmp_path, ramp_zyx, position):
+    """As programs write them that fill in one template, or anonymise carelessly: two phases, no positions."""
+    tags = {"0008|0018": "1.2.3.9", **position}
+    write_dicom_series(tmp_path, ramp_zyx, LPS, tags=tags)
+    if not position:
+        np.testing.assert_array_equal(read_volume(tmp_path).voxels_zyx, ramp_zyx)
+        write_dicom_series(tmp_path, ramp_zyx + 1, LPS, tags=tags, file_order=range(100, 100 + len(ramp_zyx)))
+    with pytest.raises(VolumeError, match="several images at one position"):
+        read_volume(tmp_path)
+
+
 @pytest.mark.parametrize("tag, message", [("PixelSpacing", "1 mm is taken"), ("ImageOrientationPatient", "axial is")])
 def test_what_is_assumed_of_dicom_slices_is_told(tmp_path, ramp_zyx, caplog, tag, message):
     pydicom = pytest.importorskip("pydicom", reason="a file is changed by pydicom (Python 3.10)")
