@@ -256,6 +256,20 @@ def test_a_scan_whose_views_do_not_arrive_is_not_taken_for_the_one_before(tab: T
     assert not tab.page.is_visible("#alert")
 
 
+def test_a_reload_before_the_views_arrived_leaves_a_segment_to_click(tab: Tab, tmp_path: Path) -> None:
+    (tmp_path / "other.nii").write_bytes(nifti_bytes(ball_zyx()[:, :, 2:]))
+    tab.page.route("**/image.nii", lambda route: route.abort("connectionreset"), times=1)
+    tab.page.set_input_files("#file", str(tmp_path / "other.nii"))
+    tab.until("!document.getElementById('alert').hidden")
+    tab.page.reload()
+    tab.until("document.body.dataset.ready === 'yes'")
+    tab.page.select_option("#layout", "axial")
+    tab.settled()
+    tab.click(AXIAL, 0.5, 0.5)
+    assert len(tab.get("famsam.work.segment.state.prompts")) == 1 and tab.drawn() == tab.voxels() > 0
+    tab.get("famsam.work.inFile = true")
+
+
 def test_a_scan_that_the_browser_cannot_draw_is_refused(tab: Tab, tmp_path: Path) -> None:
     most = tab.get("famsam.viewer.mostVoxels")
     wide = tmp_path / "wide.nii"

@@ -128,7 +128,6 @@ class Page implements Surroundings {
         await this.work.open(source, file, this.messages.progress);
         this.awaitsScan = false;
         await this.show();
-        this.addSegment();
       }
       this.messages.notes(this.work.volume!.notes);
     });
@@ -182,6 +181,7 @@ class Page implements Surroundings {
     $("scan-name").textContent = `${name}: ${info.size_xyz.join(" × ")} voxels of ${info.spacing_mm.map(spacing).join(" × ")} mm`;
     this.arrange();
     this.viewer.lookAt(grid.rasFromFrac([0.5, 0.5, 0.5]));
+    if (!this.work.segments.length) this.addSegment();
   }
 
   private restored(segment: Segment, update: Update): void {
