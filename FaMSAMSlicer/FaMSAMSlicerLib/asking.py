@@ -9,13 +9,13 @@ from typing import Any, Dict, Optional, Tuple
 import numpy as np
 from famsam.errors import PromptError
 
-from .engine import ModelChoice, Request, Start, Step
+from .engine import ModelChoice, Request, Start
 from .prompts import Place, Prompt, SegmentState, moved, read_state, tag_text
 from .scans import Scan, scan_of
 from .segments import Part, mask_ends, mask_print, segment_in_scan
 from .spaces import scan_from_seg, transformed
 from .translation import tr as _
-from .waiting import Asked
+from .waiting import Asked, without_ended
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,8 @@ class Question:
     scan_from_seg: np.ndarray
     """(4, 4), the segmentation's own coordinates -> the volume's own."""
     ended: int
-    """So many of the segment's prompts, the first ones, end with it, since something else has edited the segment."""
+    """So many of the segment's prompts, the first ones, end with it, since something else has edited the segment: what
+    was done after its steps is numbered with them."""
     found: Optional[Part]
     """The mask to begin from (``Start.mask``), on the segment's own grid."""
     before: Tuple[str, str]
@@ -37,14 +38,21 @@ class Question:
 def question(asked: Asked, segment: Any, choice: ModelChoice) -> Question:
     """Raises:
     VolumeError: the volume cannot be used.
-    PromptError: a step changes a point that ended when another tool edited the segment.
+    PromptError: all steps change points that ended when another tool edited the segment.
     """
     scan = scan_of(asked.volume_node)
     to_scan = scan_from_seg(asked.volume_node, asked.node)
     state, before = read_state(segment), fingerprint(segment)
     start, found = _start(state, segment, scan, to_scan)
-    ended = len(state.prompts) - len(start.prompts)
-    steps = [_session_step(step, to_scan, ended) for step in asked.steps]
+    steps, ended = without_ended(asked.steps, len(state.prompts) - len(start.prompts))
+    if not steps:
+        raise PromptError(
+            _(
+                "The segment has been edited by another tool since that point was placed, so the point cannot be "
+                "changed any more. Undo the edit, or click on: new points go on from the segment as it is."
+            )
+        )
+    steps = tuple(replace(step, points=tuple(transformed(to_scan, p) for p in step.points)) for step in steps)
     return Question(asked, Request(scan, choice, start, steps), to_scan, ended, found, before)
 
 
@@ -102,16 +110,3 @@ def _is_usable(prompt: Prompt, scan: Scan) -> bool:
     if prompt["type"] == "point":
         return scan.contains(prompt["ras_mm"])
     return scan.overlaps(prompt["lower_ras_mm"], prompt["upper_ras_mm"])
-
-
-def _session_step(step: Step, to_scan: np.ndarray, ended: int) -> Step:
-    """The step in the scan's coordinates, and numbered without the prompts that ended when the mask was edited."""
-    if 0 <= step.index < ended:
-        raise PromptError(
-            _(
-                "The segment has been edited by another tool since that point was placed, so the point cannot be "
-                "changed any more. Undo the edit, or click on: new points go on from the segment as it is."
-            )
-        )
-    points = tuple(transformed(to_scan, point) for point in step.points)
-    return replace(step, points=points, index=step.index - ended if step.index >= 0 else step.index)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, List, Tuple
+from typing import Any, List, Sequence, Tuple
 
 from .engine import Step
 
@@ -32,6 +32,27 @@ class Asked:
     @property
     def is_preview(self) -> bool:
         return self.steps[-1].verb == "preview"
+
+
+def without_ended(steps: Sequence[Step], ended: int) -> Tuple[Tuple[Step, ...], int]:
+    """The steps when a segment's first prompts have ended.
+
+    Args:
+        steps: in their order, numbered with the ended prompts.
+        ended: how many those are.
+
+    Returns:
+        the steps on others, numbered without the ended prompts, and how many of these are numbered after all steps.
+    """
+    left: List[Step] = []
+    for step in steps:
+        if 0 <= step.index < ended:
+            ended -= step.verb == "remove_point"
+            continue
+        left.append(replace(step, index=step.index - ended) if step.index >= 0 else step)
+        if step.verb == "take":
+            ended = 0
+    return tuple(left), ended
 
 
 class Waiting:
@@ -78,14 +99,13 @@ class Waiting:
 
     def renumber(self, node: Any, segment_id: str, ended: int) -> None:
         """The first prompts of a segment have ended: what was to be done to them is left out."""
-
-        def left(asked: Asked) -> Tuple[Step, ...]:
-            steps = [step for step in asked.steps if not 0 <= step.index < ended]
-            return tuple(replace(step, index=step.index - ended) if step.index >= 0 else step for step in steps)
-
-        if ended:
-            done = [replace(a, steps=left(a)) if a.is_for(node, segment_id) else a for a in self._asked]
-            self._asked = [asked for asked in done if asked.steps]
+        done = []
+        for asked in self._asked:
+            if asked.is_for(node, segment_id):
+                steps, ended = without_ended(asked.steps, ended)
+                asked = replace(asked, steps=steps)
+            done.append(asked)
+        self._asked = [asked for asked in done if asked.steps]
 
     def drop(self, node: Any, segment_id: str) -> None:
         """Nothing any more for one segment."""

@@ -85,6 +85,39 @@ def test_a_point_moved_while_a_click_ends_the_points_before_it_is_the_one_that_w
     assert shown(held)[0] == pytest.approx(left["ras_mm"]) and not held.controller.status.is_error
 
 
+def test_a_click_that_waits_with_a_drag_of_a_point_that_ends_is_not_lost(held):
+    held.click(held.centre(0))
+    painted = held.mask()
+    painted[2:5, 2:6, 2:6] = True
+    host.set_segment(held.segmentation, "first", painted)
+    held.model.gate.clear()
+    held.select("second")
+    held.controller.click(held.centre(1))
+    held.select("first")
+    held.controller.click(held.centre(1))  # these wait together: the first point ends with the click
+    held.controller.move_point(0, held.centre(1, (2, 0, 0)))
+    held.model.gate.set()
+    held.settle()
+    (left,) = held.controller.state.prompts
+    assert left["ras_mm"] == pytest.approx(held.centre(1)) and not held.controller.status.is_error
+    assert dice(held.mask() & held.balls[1], held.balls[1]) > 0.7
+
+
+def test_a_point_is_the_one_that_was_meant_when_one_that_ends_is_removed_before_it(held):
+    held.click(held.centre(0))
+    painted = held.mask()
+    painted[2:5, 2:6, 2:6] = True
+    host.set_segment(held.segmentation, "first", painted)
+    held.model.gate.clear()
+    held.controller.click(held.centre(1))  # the first point ends
+    held.controller.remove_point(0)
+    held.controller.move_point(0, held.centre(1, (2, 0, 0)))
+    held.model.gate.set()
+    held.settle()
+    (left,) = held.controller.state.prompts
+    assert left["ras_mm"] == pytest.approx(held.centre(1, (2, 0, 0))) and not held.controller.status.is_error
+
+
 def test_a_drag_is_one_step_for_undo(world):
     world.click(world.centre(0))
     before = world.mask()
