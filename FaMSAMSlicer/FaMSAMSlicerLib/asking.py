@@ -13,7 +13,7 @@ from .engine import ModelChoice, Request, Start
 from .prompts import Place, Prompt, SegmentState, moved, read_state, tag_text
 from .scans import Scan, scan_of
 from .segments import Part, mask_ends, mask_print, segment_in_scan
-from .spaces import scan_from_seg, transformed
+from .spaces import integer_shift, scan_from_seg, transformed
 from .translation import tr as _
 from .waiting import Asked, without_ended
 
@@ -66,6 +66,14 @@ def grid_of(scan: Scan) -> Dict[str, Any]:
     return {"size_zyx": list(scan.voxels_zyx.shape), "ras_from_ijk": scan.ras_from_ijk.tolist()}
 
 
+def _is_grid_of(scan: Scan, grid: Dict[str, Any]) -> bool:
+    """Not to the last bit: files round."""
+    if grid["size_zyx"] != list(scan.voxels_zyx.shape):
+        return False
+    shift = integer_shift(np.linalg.inv(scan.ras_from_ijk) @ grid["ras_from_ijk"], scan.voxels_zyx.shape[::-1])
+    return shift is not None and not shift.any()
+
+
 def place_of(segment: Any, scan: Scan, to_scan: np.ndarray) -> Optional[Place]:
     """Where a segment's mask lies by now; None if it is empty.
 
@@ -91,8 +99,7 @@ def _is_as_written(state: SegmentState, segment: Any, scan: Scan, to_scan: np.nd
 
 def _start(state: SegmentState, segment: Any, scan: Scan, to_scan: np.ndarray) -> Tuple[Start, Optional[Part]]:
     """The prompts, if the segment is as they made it; else its mask, and that on its own grid."""
-    is_on_its_grid = state.base is None or state.base["image"] == grid_of(scan)
-    if is_on_its_grid and _is_as_written(state, segment, scan, to_scan):
+    if (state.base is None or _is_grid_of(scan, state.base["image"])) and _is_as_written(state, segment, scan, to_scan):
         prompts = moved(state.prompts, to_scan)
         base = None if state.base is None else {k: v for k, v in state.base.items() if k not in ("image", "found")}
         if all(_is_usable(prompt, scan) for prompt in prompts):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import slicer
 from FaMSAMSlicerLib.detail import part_from_dict, part_to_dict
+from FaMSAMSlicerLib.scans import scan_of
 from FaMSAMSlicerLib.segments import Part, dilated, resampled, segment_in_scan, with_detail, within
 from region_model import RegionModel
 from test_slicer_geometry import MOVE, affine, engine_mask, rotation
@@ -134,24 +135,49 @@ def test_a_click_takes_away_what_is_too_fine_for_the_scan(make_painted, name):
     np.testing.assert_array_equal(painted.seen(), painted.mask)
 
 
+def saved_and_read(node, storage, path):
+    assert host.write(node, path)
+    back = slicer.mrmlScene.AddNewNodeByClass(node.GetClassName(), "back")
+    back.CreateDefaultDisplayNodes()
+    storage.SetFileName(str(path))
+    assert storage.ReadData(back)
+    return back
+
+
+def go_on_from_files(world, folder):
+    world.segmentation = saved_and_read(
+        world.segmentation, slicer.vtkMRMLSegmentationStorageNode(), folder / "a.seg.nrrd"
+    )
+    world.volume = saved_and_read(world.volume, slicer.vtkMRMLVolumeArchetypeStorageNode(), folder / "a.nrrd")
+    world.effect.select(world.segmentation, world.volume, "first")
+    world.controller.sync()
+
+
 def test_a_saved_scene_goes_on_with_the_detail(make_painted, tmp_path):
     painted = make_painted("finer")
     world = painted.world
     world.click(world.centre(1))
     clicked = painted.seen()
-    assert host.write(world.segmentation, tmp_path / "a.seg.nrrd")
-    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", "back")
-    node.CreateDefaultDisplayNodes()
-    storage = slicer.vtkMRMLSegmentationStorageNode()
-    storage.SetFileName(str(tmp_path / "a.seg.nrrd"))
-    assert storage.ReadData(node)
-    world.segmentation = node
-    world.effect.select(node, world.volume, "first")
-    world.controller.sync()
+    go_on_from_files(world, tmp_path)
     np.testing.assert_array_equal(painted.seen(), clicked)
     world.controller.remove_point(0)
     world.settle()
     np.testing.assert_array_equal(painted.seen(), painted.mask)
+
+
+def test_points_on_a_painted_segment_are_the_same_where_a_file_has_rounded_the_scans_grid(make_world, tmp_path):
+    world = make_world(affine(rotation(17, -9) @ np.diag([0.93, 0.87, 1.31]), (-43.21, -35.17, -60.03)))
+    painted = np.zeros(world.size_zyx, bool)
+    painted[3:9, 4:10, 5:11] = True
+    host.set_segment(world.segmentation, "first", painted)
+    world.click(world.centre(1))
+    before = scan_of(world.volume).ras_from_ijk
+    go_on_from_files(world, tmp_path)
+    assert (before != scan_of(world.volume).ras_from_ijk).any(), "rounded, else this tests nothing"
+    world.controller.remove_point(0)
+    world.settle()
+    assert not world.controller.status.is_error, world.controller.status.message
+    np.testing.assert_array_equal(world.mask(), painted)
 
 
 def test_nothing_of_a_mask_is_too_fine_for_another_grid():
