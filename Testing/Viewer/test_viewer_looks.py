@@ -179,12 +179,30 @@ def test_a_finger_taps_drags_and_draws_as_the_mouse_does(tab: Tab) -> None:
     touch(start, [(a + b) / 2 for a, b in zip(start, end)], end)
     (moved,) = prompts(tab)
     assert np.linalg.norm(np.subtract(moved["ras_mm"], tapped["ras_mm"])) > 2
+    assert tab.get("famsam.viewer.dragged") is None and tab.get("famsam.dragging") is None
+    assert tab.page.locator("#marks .point").bounding_box()["x"] == pytest.approx(end[0] - 8, abs=3)
     touch(end, start, tab.place(AXIAL, 0.5, 0.4), beside=tab.place(AXIAL, 0.2, 0.2))
     assert tab.get("famsam.dragging") is None and len(prompts(tab)) == 1
     tab.page.click("#box")
     touch(tab.place(AXIAL, 0.2, 0.2), end, tab.place(AXIAL, 0.7, 0.8))
     assert [one["type"] for one in prompts(tab)] == ["point", "box"]
     tab.page.click("#include")
+
+
+def test_a_finger_that_deletes_a_point_moves_no_other(tab: Tab) -> None:
+    tab.page.keyboard.press("n")
+    for across in (0.4, 0.7):
+        tab.click(AXIAL, across, 0.5)
+    kept = prompts(tab)[1:]
+    fingers = tab.page.context.new_cdp_session(tab.page)
+    x, y = tab.place(AXIAL, 0.4, 0.5)
+    fingers.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+    tab.get("document.querySelector('[data-index=\"0\"]').dispatchEvent(new MouseEvent('contextmenu'))")  # it rested
+    tab.settled()
+    fingers.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x, "y": y + 40}]})
+    fingers.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    tab.settled()
+    assert prompts(tab) == kept
 
 
 def test_nothing_failed(tab: Tab) -> None:

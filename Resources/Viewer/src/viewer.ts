@@ -389,6 +389,7 @@ export class Viewer {
     mark.addEventListener("pointerdown", (event) => event.pointerType !== "mouse" && event.isPrimary && grab(event));
     mark.addEventListener("contextmenu", (event) => {
       event.preventDefault();
+      this.dragged = null; // a finger that rests long enough to delete it is still down
       this.events.remove(index);
     });
     return [mark];
