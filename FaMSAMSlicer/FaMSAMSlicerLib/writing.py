@@ -40,7 +40,7 @@ def write_outcome(effect: Any, question: Question, outcome: Outcome, segment: An
         _replace(effect, segment, parts, reference)
     base = None if outcome.base is None else {**outcome.base, "image": grid_of(scan)}
     if base is not None and found is not None:
-        base["found"] = found.state
+        base["found"], base["image"] = found.state, found.image
     prompts = moved(outcome.prompts, seg_from_scan)
     place = place_of(segment, scan, question.scan_from_seg)
     write_state(segment, SegmentState(prompts, base, outcome.token, mask_print(segment), outcome.quality, place))
@@ -63,6 +63,8 @@ class _Found:
     """What of it the engine has seen, on the scan's."""
     state: Dict[str, Any]
     """``part`` as the segment's tag has it."""
+    image: Dict[str, Any]
+    """``grid_of`` the scan then: what a file has rounded since would not give the same ``seen``."""
 
 
 def _found(question: Question, segment: Any, seg_from_ijk: np.ndarray) -> Optional[_Found]:
@@ -73,14 +75,16 @@ def _found(question: Question, segment: Any, seg_from_ijk: np.ndarray) -> Option
     if question.found is not None and start.mask is not None:
         mask_zyx, low_zyx = start.mask
         seen = Part(mask_zyx, np.array(low_zyx[::-1]), seg_from_ijk)
-        found = _Found(question.found, seen, part_to_dict(question.found))
+        found = _Found(question.found, seen, part_to_dict(question.found), grid_of(scan))
     else:
         base = read_state(segment).base
         if start.base is None or base is None or "found" not in base:
             return None
-        part, known = part_from_dict(base["found"]), _seen.get(_key(base["found"], scan, seg_from_ijk))
+        part, then_from_ijk = part_from_dict(base["found"]), np.array(base["image"]["ras_from_ijk"])
+        seg_from_ijk = np.linalg.inv(question.scan_from_seg) @ then_from_ijk
+        known = _seen.get(_key(base["found"], scan, seg_from_ijk))
         seen = known if known is not None else with_detail(part, seg_from_ijk, scan.voxels_zyx.shape)
-        found = _Found(part, seen, base["found"])
+        found = _Found(part, seen, base["found"], base["image"])
     _seen.clear()
     _seen[_key(found.state, scan, seg_from_ijk)] = found.seen
     return found

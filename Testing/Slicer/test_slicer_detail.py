@@ -180,6 +180,27 @@ def test_points_on_a_painted_segment_are_the_same_where_a_file_has_rounded_the_s
     np.testing.assert_array_equal(world.mask(), painted)
 
 
+def test_the_detail_is_not_lost_where_a_file_has_rounded_the_scans_grid(make_world, tmp_path):
+    """Voxels of the finer grid lie on the borders between the scan's: the last bit tells where they belong."""
+    scan = affine(rotation(17, -9) @ np.diag([0.93, 0.87, 1.31]), (-43.21, -35.17, -60.03))
+    world = make_world(scan)
+    size_zyx = tuple(2 * n for n in world.size_zyx)
+    finer = host.volume(np.zeros(size_zyx, np.uint8), scan @ np.diag([0.5, 0.5, 0.5, 1]), "finer")
+    world.segmentation.SetReferenceImageGeometryParameterFromVolumeNode(finer)
+    painted = np.random.default_rng(6).random(size_zyx) < 0.1
+    host.set_segment(world.segmentation, "first", painted)
+    world.effect.select(world.segmentation, world.volume, "first")
+    world.click(world.centre(0), positive=False)
+    go_on_from_files(world, tmp_path)
+    world.click(world.centre(1), positive=False)
+    go_on_from_files(world, tmp_path)
+    for _step in range(2):
+        world.controller.remove_point(0)
+        world.settle()
+        assert not world.controller.status.is_error, world.controller.status.message
+    np.testing.assert_array_equal(host.segment_mask(world.segmentation, "first", size_zyx), painted)
+
+
 def test_nothing_of_a_mask_is_too_fine_for_another_grid():
     random = np.random.default_rng(4)
     for _round in range(20):
