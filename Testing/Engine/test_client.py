@@ -13,7 +13,7 @@ from contextlib import closing
 from http.client import HTTPConnection, HTTPResponse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import numpy as np
 import pytest
@@ -262,32 +262,15 @@ def test_a_machine_that_does_not_answer_at_all_is_soon_a_lost_connection(monkeyp
             Connection(f"http://127.0.0.1:{full.getsockname()[1]}", timeout_s=20).get("/v1/server")
 
 
-def test_a_slow_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Slow(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            time.sleep(0.5)
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+@contextlib.contextmanager
+def answering_nothing(before: Callable[[str], None]) -> Iterator[str]:
+    """The address of a server that answers every GET with nothing, after it has done something with the path."""
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    monkeypatch.setattr("famsam.connection.CONNECT_S", 0.2)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as slow:
-        threading.Thread(target=slow.serve_forever, daemon=True).start()
-        Connection(f"http://127.0.0.1:{slow.server_port}").get("/v1/server")
-        slow.shutdown()
-
-
-def test_an_answer_that_does_not_come_is_waited_for_until_that_is_interrupted() -> None:
-    class Hanging(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def do_GET(self) -> None:
-            if self.path == "/hang":
-                asked.set()
-                released.wait(60)
+            before(self.path)
             self.send_response(200)
             self.send_header("Content-Length", "0")
             self.end_headers()
@@ -295,7 +278,25 @@ def test_an_answer_that_does_not_come_is_waited_for_until_that_is_interrupted() 
         def log_message(self, *_: Any) -> None:
             pass
 
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_slow_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("famsam.connection.CONNECT_S", 0.2)
+    with answering_nothing(lambda path: time.sleep(0.5)) as address:
+        Connection(address).get("/v1/server")
+
+
+def test_an_answer_that_does_not_come_is_waited_for_until_that_is_interrupted() -> None:
     asked, released, ended = threading.Event(), threading.Event(), []
+
+    def hang(path: str) -> None:
+        if path == "/hang":
+            asked.set()
+            released.wait(60)
 
     def ask() -> None:
         connection.get("/v1/server")
@@ -305,9 +306,8 @@ def test_an_answer_that_does_not_come_is_waited_for_until_that_is_interrupted() 
             ended.append(str(error))
         ended.append(connection.get("/v1/server"))
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hanging) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        connection = Connection(f"http://127.0.0.1:{server.server_port}")
+    with answering_nothing(hang) as address:
+        connection = Connection(address)
         thread = threading.Thread(target=ask)
         thread.start()
         assert asked.wait(60)
@@ -316,7 +316,6 @@ def test_an_answer_that_does_not_come_is_waited_for_until_that_is_interrupted() 
         thread.join(10)
         released.set()
         thread.join()
-        server.shutdown()
     assert len(ended) == 2 and "no connection" in ended[0] and ended[1] == b""
 
 

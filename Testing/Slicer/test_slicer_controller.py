@@ -69,13 +69,18 @@ def test_only_the_newest_of_waiting_moves_is_computed(held):
     assert alone * 2 == held.model.decodes, "two requests: the first move, and the last"
 
 
-@pytest.mark.parametrize("moved", [0, 1])
-def test_a_point_moved_while_a_click_ends_the_points_before_it_is_the_one_that_was_meant(held, moved):
+def paint_after_a_click(held):
+    """So that the next click ends that one; from here on the model waits for its gate."""
     held.click(held.centre(0))
     painted = held.mask()
     painted[2:5, 2:6, 2:6] = True
     host.set_segment(held.segmentation, "first", painted)
     held.model.gate.clear()
+
+
+@pytest.mark.parametrize("moved", [0, 1])
+def test_a_point_moved_while_a_click_ends_the_points_before_it_is_the_one_that_was_meant(held, moved):
+    paint_after_a_click(held)
     held.controller.click(held.centre(1))  # goes on from what was painted: the first point ends
     held.controller.points.node.SetNthControlPointPosition(moved, *held.centre(1, (2, 0, 0)))
     held.model.gate.set()
@@ -86,11 +91,7 @@ def test_a_point_moved_while_a_click_ends_the_points_before_it_is_the_one_that_w
 
 
 def test_a_click_that_waits_with_a_drag_of_a_point_that_ends_is_not_lost(held):
-    held.click(held.centre(0))
-    painted = held.mask()
-    painted[2:5, 2:6, 2:6] = True
-    host.set_segment(held.segmentation, "first", painted)
-    held.model.gate.clear()
+    paint_after_a_click(held)
     held.select("second")
     held.controller.click(held.centre(1))
     held.select("first")
@@ -104,11 +105,7 @@ def test_a_click_that_waits_with_a_drag_of_a_point_that_ends_is_not_lost(held):
 
 
 def test_a_point_is_the_one_that_was_meant_when_one_that_ends_is_removed_before_it(held):
-    held.click(held.centre(0))
-    painted = held.mask()
-    painted[2:5, 2:6, 2:6] = True
-    host.set_segment(held.segmentation, "first", painted)
-    held.model.gate.clear()
+    paint_after_a_click(held)
     held.controller.click(held.centre(1))  # the first point ends
     held.controller.remove_point(0)
     held.controller.move_point(0, held.centre(1, (2, 0, 0)))

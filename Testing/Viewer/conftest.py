@@ -130,6 +130,15 @@ class Tab:
         self.page.mouse.click(*self.place(axis, across, down), **options)
         self.settled()
 
+    def drag_box(self, axis: int) -> None:
+        """A box over the middle of a view: from 0.3 to 0.7 of it, across and down."""
+        self.page.keyboard.press("b")
+        self.page.mouse.move(*self.place(axis, 0.3, 0.3))
+        self.page.mouse.down()
+        self.page.mouse.move(*self.place(axis, 0.7, 0.7), steps=3)
+        self.page.mouse.up()
+        self.settled()
+
     def voxels(self, segment: int = 0) -> int:
         """Of a segment, as the server counts them; those that are drawn must be as many, where no other covers them."""
         return int(self.get(f"famsam.work.segments[{segment}].voxels"))

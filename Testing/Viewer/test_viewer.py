@@ -247,12 +247,7 @@ def test_a_dropped_scan_takes_the_old_ones_place_if_that_is_meant(tab: Tab) -> N
 
 def test_a_box_prompt(tab: Tab) -> None:
     tab.page.keyboard.press("n")
-    tab.page.keyboard.press("b")
-    tab.page.mouse.move(*tab.place(CORONAL, 0.3, 0.3))
-    tab.page.mouse.down()
-    tab.page.mouse.move(*tab.place(CORONAL, 0.7, 0.7), steps=3)
-    tab.page.mouse.up()
-    tab.settled()
+    tab.drag_box(CORONAL)
     (prompt,) = tab.get("famsam.work.segment.state.prompts")
     assert prompt["type"] == "box"
     assert all(low < high for low, high in zip(prompt["lower_ras_mm"], prompt["upper_ras_mm"]))

@@ -285,12 +285,7 @@ def test_tiny_voxels_are_told_and_boxed(tab: Tab, tmp_path: Path) -> None:
     tiny.write_bytes(nifti_bytes(ball_zyx(), np.diag([0.02, 0.02, 0.02, 1.0])))
     choose_file(tab, tiny)
     assert "of 0.02 x 0.02 x 0.02 mm" in tab.page.inner_text("#scan-name").replace("\u00d7", "x")
-    tab.page.keyboard.press("b")
-    tab.page.mouse.move(*tab.place(AXIAL, 0.3, 0.3))
-    tab.page.mouse.down()
-    tab.page.mouse.move(*tab.place(AXIAL, 0.7, 0.7), steps=3)
-    tab.page.mouse.up()
-    tab.settled()
+    tab.drag_box(AXIAL)
     assert [one["type"] for one in tab.get("famsam.work.segment.state.prompts")] == ["box"]
     told = tab.page.inner_text("#segments li.active small")
     assert float(told.split()[0]) == pytest.approx(tab.voxels() * 0.02**3 / 1000, rel=0.05) and tab.voxels() > 0
