@@ -67,7 +67,7 @@ def paste_guided(
 
     Args:
         logits_nnn: (n, n, n) float, axes z, y, x.
-        guide_nnn: ``guide_of`` the view.
+        guide_nnn: (n, n, n) float, ``guide_of`` the view.
         scan_zyx: the whole scan's intensities on the canonical axes.
         grid: the scan's canonical grid.
         view: the cube that the logits divide.
